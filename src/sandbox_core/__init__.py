@@ -1,0 +1,1 @@
+"""The core of Sandbox: domain, ports and use cases, without I/O. Import names from their modules."""

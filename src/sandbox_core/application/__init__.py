@@ -1,0 +1,1 @@
+"""The use cases: ExecutionService (front), ExecutionSupervisor (back) and who may start one more."""

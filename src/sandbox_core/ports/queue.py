@@ -1,0 +1,72 @@
+"""ExecutionQueue: what is to be started."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class QueueItem:
+    """A pending execution, with what fairness and admission need to know of it."""
+
+    execution_id: ExecutionId
+    principal: Principal
+    session_id: SessionId | None
+    queued_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An item handed to a taker, until `done` or `give_back`. `receipt` is the adapter's own."""
+
+    item: QueueItem
+    receipt: str = ""
+
+
+Admit = Callable[[QueueItem], Awaitable[bool]]
+"""Asked before an item is handed over; False leaves it waiting (its session or principal has no place)."""
+
+
+class ExecutionQueue(Protocol):
+    """Pending executions between front and back.
+
+    Promises: at least once (an item is handed out again when its taker is gone before `done`); bounded, in all and per
+    principal; fair: principals are served in turn, and inside one its sessions in turn, each in order of arrival, so
+    that neither an item refused by `admit` nor a long lane holds up another lane.
+    """
+
+    async def put(self, item: QueueItem) -> None:
+        """Add an item. Raises ServerFull, with the time to try again, when a bound is reached."""
+        ...
+
+    async def take(self, admit: Admit) -> Delivery:
+        """Wait for the next item that `admit` accepts. Pushed, not polled; a cancelled take loses nothing.
+
+        Items refused are asked about again after `recheck`, a `put` or a `done`, not in a loop.
+        """
+        ...
+
+    async def done(self, delivery: Delivery) -> None:
+        """The item was claimed or needs no start: forget it. Again is no error."""
+        ...
+
+    async def give_back(self, delivery: Delivery) -> None:
+        """The item was not started: put it back at the head of its lane."""
+        ...
+
+    async def remove(self, execution_id: ExecutionId) -> bool:
+        """Drop a waiting item; False when it is not waiting here (taken, or unknown)."""
+        ...
+
+    async def recheck(self) -> None:
+        """Places were released: ask `admit` again about refused items."""
+        ...
+
+    async def depth(self) -> int:
+        """Return how many items wait."""
+        ...
