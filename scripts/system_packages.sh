@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# See that the programs which some tests run inside and around the sandbox are there; install them where that is
+# possible (root, or sudo without a password, on Debian or Ubuntu). Says what it could not bring. With CI=true a missing one is a failure.
+set -euo pipefail
+
+declare -A package_of=([git]=git [gcc]=gcc [bash]=bash [bwrap]=bubblewrap)
+missing=()
+for program in "${!package_of[@]}"; do
+    command -v "$program" >/dev/null || missing+=("$program")
+done
+[ "${#missing[@]}" = 0 ] && exit 0
+
+packages=()
+for program in "${missing[@]}"; do packages+=("${package_of[$program]}"); done
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo -n)
+if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+    echo "test: installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    "${as_root[@]}" apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null 2>&1 </dev/null ||
+        { "${as_root[@]}" apt-get update -q >/dev/null 2>&1 </dev/null &&
+          "${as_root[@]}" apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null </dev/null; } || true
+fi
+
+still=()
+for program in "${missing[@]}"; do
+    command -v "$program" >/dev/null || still+=("$program")
+done
+[ "${#still[@]}" = 0 ] && exit 0
+echo "*** NOT TESTED WITH: ${still[*]}. The tests that need them are skipped." >&2
+echo "*** To have them: apt-get install ${packages[*]} (as root)" >&2
+[ "${CI:-}" != true ]
