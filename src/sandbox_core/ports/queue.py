@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -65,6 +65,13 @@ class ExecutionQueue(Protocol):
 
     async def recheck(self) -> None:
         """Places were released: ask `admit` again about refused items."""
+        ...
+
+    async def close(self) -> Sequence[QueueItem]:
+        """Stop for good: return, and forget, the waiting items that no other process could ever take.
+
+        A queue that other processes share returns none. `put` raises ServerDraining afterwards.
+        """
         ...
 
     async def depth(self) -> int:

@@ -1,0 +1,92 @@
+"""How a run's end is put into words and values: outcome, terminal event, limit events. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sandbox_core.application.output_log import OutputBuffer
+from sandbox_core.domain.events import EventDraft, EventKind, FieldValue
+from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
+from sandbox_core.domain.status import ExecutionStatus
+from sandbox_core.ports.runner import LimitHit, ProcessExit
+
+_KIND_OF_STATUS = {
+    ExecutionStatus.COMPLETED: EventKind.EXIT,
+    ExecutionStatus.TIMEOUT: EventKind.TIMEOUT,
+    ExecutionStatus.CANCELLED: EventKind.CANCELLED,
+    ExecutionStatus.FAILED: EventKind.ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the supervisor ends a run before it ends by itself. `force`: without the grace period."""
+
+    reason: TerminationReason
+    message: str
+    force: bool
+    limit: LimitHit | None = None
+
+
+def outcome_of(
+    exit_: ProcessExit,
+    ending: Ending | None,
+    output: OutputBuffer,
+    *,
+    wall_seconds: float,
+    setup_seconds: float,
+    queued_seconds: float,
+) -> Outcome:
+    """Combine what the runner saw and what the supervisor wanted; the supervisor's reason goes first."""
+    reason = exit_.reason if ending is None else ending.reason
+    message = exit_.message if ending is None else ending.message
+    return Outcome(
+        reason=reason,
+        exit_code=exit_.exit_code,
+        signal=exit_.signal,
+        message=message,
+        usage=ResourceUsage(
+            wall_seconds=round(wall_seconds, 6),
+            user_cpu_seconds=exit_.user_cpu_seconds,
+            system_cpu_seconds=exit_.system_cpu_seconds,
+            max_rss_bytes=exit_.max_rss_bytes,
+            stdout_bytes=output.printed_bytes[EventKind.STDOUT],
+            stderr_bytes=output.printed_bytes[EventKind.STDERR],
+            dropped_bytes=output.dropped_bytes,
+            queued_seconds=round(queued_seconds, 6),
+            setup_seconds=round(setup_seconds, 6),
+        ),
+    )
+
+
+def terminal_draft(execution: Execution, outcome: Outcome, at: datetime) -> EventDraft:
+    """Return the one event that ends the log."""
+    fields: dict[str, FieldValue] = {
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "reason": outcome.reason,
+        "duration_ms": round(outcome.usage.wall_seconds * 1000, 3),
+    }
+    if outcome.status is ExecutionStatus.TIMEOUT:
+        limits = execution.policy.resource_limits
+        wall = outcome.reason is TerminationReason.WALL_TIME
+        fields["timeout_seconds"] = limits.timeout_seconds if wall else limits.idle_timeout_seconds
+    text = outcome.message or _default_text(outcome)
+    return EventDraft(_KIND_OF_STATUS[outcome.status], at, text.encode(), fields)
+
+
+def describe_limit(hit: LimitHit, at: datetime) -> EventDraft:
+    """Return the event that names a limit which ended or hurt the run."""
+    reached = "" if hit.reached is None else f", reached {hit.reached:g}"
+    text = f"The limit {hit.name} of {hit.limit:g} was hit{reached}."
+    return EventDraft(
+        EventKind.RESOURCE_LIMIT, at, text.encode(), {"name": hit.name, "limit": hit.limit, "reached": hit.reached}
+    )
+
+
+def _default_text(outcome: Outcome) -> str:
+    if outcome.signal is not None:
+        return f"Ended by signal {outcome.signal}."
+    return f"Exited with code {outcome.exit_code}."

@@ -1,0 +1,285 @@
+"""ExecutionService: the front. One coroutine per use case; checks the owner on every access."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from sandbox_core.application.log_view import LogEnds, cut_ends
+from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
+from sandbox_core.domain.errors import (
+    ClaimRefused,
+    ExecutionFinished,
+    ExecutionNotFound,
+    InputClosed,
+    InputFull,
+    InvalidArgument,
+    NotInteractive,
+    OwnerUnreachable,
+    PolicyRefused,
+    PolicyViolation,
+    ServerDraining,
+    ServerFull,
+)
+from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, OutputEvent
+from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.ids import ExecutionId, Principal, SessionId, new_execution_id
+from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.domain.policy import ExecutionPolicy, resolve
+from sandbox_core.domain.status import ExecutionStatus
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.control import Cancel, ControlAnswer, ControlChannel, ControlMessage, SendInput
+from sandbox_core.ports.queue import ExecutionQueue, QueueItem
+from sandbox_core.ports.store import ExecutionPage, ListQuery, LogPage, StateStore
+
+DEFAULT_READ_BYTES = 128 * 1024
+LARGEST_PAGE = 200
+INPUT_WAIT_SECONDS = 10.0
+"""How long input waits for an execution that has not started yet."""
+
+Screen = Callable[[ExecutionPolicy], Sequence[PolicyViolation]]
+"""What the back could not enforce of a resolved policy, known to the front (`ProcessRunner.unenforceable`)."""
+
+
+def accepts_every_policy(_: ExecutionPolicy) -> Sequence[PolicyViolation]:
+    """The screen of a front whose back is elsewhere: the back refuses, before launch."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request to run one command. `policy` is what is asked; None fields take the defaults."""
+
+    command: Command
+    policy: ExecutionPolicy = field(default_factory=ExecutionPolicy)
+    session_id: SessionId | None = None
+    idempotency_key: str | None = None
+
+
+class ExecutionService:
+    """Accepts requests and answers questions. Holds no execution state of its own.
+
+    Every method that names an execution raises ExecutionNotFound for one that is unknown, expired, or belongs to
+    another principal: the caller cannot tell which.
+
+    Args:
+        ceiling: the most that a request may ask for.
+        defaults: what a request gets that asks for nothing.
+        screen: see Screen.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        queue: ExecutionQueue,
+        control: ControlChannel,
+        clock: Clock,
+        ceiling: ExecutionPolicy,
+        defaults: ExecutionPolicy,
+        screen: Screen = accepts_every_policy,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._control = control
+        self._clock = clock
+        self._ceiling = ceiling
+        self._defaults = defaults
+        self._screen = screen
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """True once `drain` was called."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Admit nothing new from now on; everything else goes on being answered."""
+        self._draining = True
+
+    async def submit(self, principal: Principal, submission: Submission) -> Execution:
+        """Store a pending execution and queue it.
+
+        Raises PolicyRefused naming every refused field, ServerFull with the time to try again, ServerDraining.
+        """
+        if self._draining:
+            raise ServerDraining
+        policy = resolve(submission.policy, ceiling=self._ceiling, defaults=self._defaults)
+        if violations := self._screen(policy):
+            raise PolicyRefused(violations)
+        now = self._clock.now()
+        wanted = Execution(
+            id=new_execution_id(now),
+            principal=principal,
+            session_id=submission.session_id,
+            command=submission.command,
+            policy=policy,
+            created_at=now,
+        )
+        execution = await self._store.create(wanted, idempotency_key=submission.idempotency_key)
+        if execution.id != wanted.id:
+            return execution
+        try:
+            await self._queue.put(
+                QueueItem(
+                    execution_id=execution.id, principal=principal, session_id=execution.session_id, queued_at=now
+                )
+            )
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._store.discard(execution.id)
+            raise
+        return execution
+
+    async def get(self, principal: Principal, execution_id: ExecutionId) -> Execution:
+        """Return the execution as it is now."""
+        return _owned(principal, await self._store.load(execution_id))
+
+    async def list_page(
+        self,
+        principal: Principal,
+        *,
+        session_id: SessionId | None = None,
+        statuses: frozenset[ExecutionStatus] = frozenset(),
+        limit: int = 50,
+        before: ExecutionId | None = None,
+    ) -> ExecutionPage:
+        """Return the principal's executions, newest first; `limit` is 1 to 200."""
+        if not 1 <= limit <= LARGEST_PAGE:
+            raise InvalidArgument("limit", f"is {limit}; it must be 1 to {LARGEST_PAGE}")
+        return await self._store.list_page(
+            ListQuery(principal=principal, session_id=session_id, statuses=statuses, limit=limit, before=before)
+        )
+
+    async def read(
+        self,
+        principal: Principal,
+        execution_id: ExecutionId,
+        *,
+        after: int = 0,
+        max_bytes: int = DEFAULT_READ_BYTES,
+        max_events: int = 10_000,
+    ) -> LogPage:
+        """Return events numbered over `after`, oldest first; the first comes even when it is over `max_bytes`."""
+        page = await self._store.read(execution_id, after=after, max_events=max_events, max_bytes=max_bytes)
+        _owned(principal, page.execution)
+        return page
+
+    async def read_ends(
+        self, principal: Principal, execution_id: ExecutionId, *, after: int = 0, max_bytes: int = DEFAULT_READ_BYTES
+    ) -> LogEnds:
+        """Return all events over `after` when their output fits `max_bytes`, else the first and the last of them."""
+        # One event more than asked for, so that each end has output in it to be cut.
+        enough = max_bytes + MAX_EVENT_BYTES
+        page = await self.read(principal, execution_id, after=after, max_bytes=enough)
+        if not page.events or page.events[-1].seq == page.last_seq:
+            return cut_ends(page, None, max_bytes)
+        newest = await self._store.read_last(execution_id, after=after, max_bytes=enough)
+        return cut_ends(page, newest, max_bytes)
+
+    async def wait(
+        self,
+        principal: Principal,
+        execution_id: ExecutionId,
+        *,
+        after: int = 0,
+        until_terminal: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> bool:
+        """Wait for an event numbered over `after`, or with `until_terminal` for the end; False when time ran out."""
+        execution = _owned(principal, await self._store.load(execution_id))
+        if execution.is_terminal:
+            return True
+        with anyio.move_on_after(timeout_seconds):
+            await self._store.wait(execution_id, after=after, until_terminal=until_terminal)
+            return True
+        return False
+
+    async def follow(
+        self, principal: Principal, execution_id: ExecutionId, *, after: int = 0
+    ) -> AsyncIterator[OutputEvent]:
+        """Yield every event numbered over `after` as it comes; ends after the terminal one."""
+        while True:
+            page = await self.read(principal, execution_id, after=after, max_bytes=1 << 20)
+            for event in page.events:
+                yield event
+                after = event.seq
+            if after >= page.last_seq:
+                if page.execution.is_terminal:
+                    return
+                await self._store.wait(execution_id, after=after)
+
+    async def send_input(
+        self, principal: Principal, execution_id: ExecutionId, data: bytes, *, end: bool = False
+    ) -> None:
+        """Send bytes to the standard input of an interactive execution; `end` closes it after them.
+
+        Accepted means buffered for the program, in order; at most 1 MiB at once. An execution that waits for its place
+        is waited for, 10 s at most. Raises NotInteractive, ExecutionFinished, InputClosed, InputFull, ServerFull.
+        """
+        if len(data) > MAX_STDIN_BYTES:
+            raise InvalidArgument("input_data", f"is {len(data)} bytes; send at most {MAX_STDIN_BYTES} at once")
+        execution = await self.get(principal, execution_id)
+        if execution.is_terminal:
+            raise ExecutionFinished(execution_id, execution.status)
+        if not execution.command.interactive:
+            raise NotInteractive(execution_id)
+        if execution.status is ExecutionStatus.PENDING:
+            with anyio.move_on_after(INPUT_WAIT_SECONDS) as waiting:
+                await self._store.wait(execution_id, after=0)
+            if waiting.cancelled_caught:
+                raise ServerFull(f"execution {execution_id} is still waiting for a place", 10)
+        answer = await self._tell(execution_id, SendInput(data=data, end=end))
+        match answer:
+            case ControlAnswer.DELIVERED:
+                return
+            case ControlAnswer.NOT_INTERACTIVE:
+                raise NotInteractive(execution_id)
+            case ControlAnswer.INPUT_CLOSED:
+                raise InputClosed(execution_id)
+            case ControlAnswer.INPUT_FULL:
+                raise InputFull(execution_id, MAX_STDIN_BYTES)
+            case ControlAnswer.FINISHED | ControlAnswer.NO_OWNER:
+                execution = await self.get(principal, execution_id)
+                raise ExecutionFinished(execution_id, execution.status)
+
+    async def cancel(self, principal: Principal, execution_id: ExecutionId, *, force: bool = False) -> bool:
+        """Ask an execution to end; True when it had not ended yet.
+
+        Gracefully: SIGTERM, a grace period, SIGKILL. With `force`: SIGKILL at once. Returns when the request is with
+        the owner; `wait` tells when it has ended. An execution that waits for its place ends here and now.
+        """
+        execution = await self.get(principal, execution_id)
+        if execution.is_terminal:
+            return False
+        if execution.status is ExecutionStatus.PENDING:
+            outcome = Outcome(reason=TerminationReason.CANCELLED, message="Cancelled before it started.")
+            now = self._clock.now()
+            ended = execution.apply(execution.finish(outcome, now))
+            draft = EventDraft(EventKind.CANCELLED, now, b"Cancelled before it started.")
+            try:
+                await self._store.finish_unclaimed(ended, [draft])
+            except ClaimRefused:
+                pass  # it was claimed meanwhile, so it has an owner to tell
+            else:
+                await self._queue.remove(execution_id)
+                return True
+        answer = await self._tell(execution_id, Cancel(force=force))
+        return answer is ControlAnswer.DELIVERED
+
+    async def _tell(self, execution_id: ExecutionId, message: ControlMessage) -> ControlAnswer:
+        answer = await self._control.tell(execution_id, message)
+        if answer is ControlAnswer.NO_OWNER:
+            # An owner registers before it claims and leaves after its last write, so running without one is a lost one.
+            execution = await self._store.load(execution_id)
+            if not execution.is_terminal:
+                raise OwnerUnreachable(execution_id)
+        return answer
+
+
+def _owned(principal: Principal, execution: Execution) -> Execution:
+    if execution.principal != principal:
+        raise ExecutionNotFound(execution.id)
+    return execution

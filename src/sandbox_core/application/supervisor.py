@@ -1,0 +1,250 @@
+"""ExecutionSupervisor: the back. Takes what there is room for, runs it, keeps leases, ends what was lost."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskStatus
+
+from sandbox_core.application.admission import Admission
+from sandbox_core.application.endings import terminal_draft
+from sandbox_core.application.run import ExecutionRun, RunConfig
+from sandbox_core.domain.errors import (
+    ClaimRefused,
+    ExecutionNotFound,
+    InfrastructureError,
+    LeaseLost,
+    StoreUnavailable,
+)
+from sandbox_core.domain.ids import ExecutionId, NodeId
+from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.control import ControlChannel
+from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
+from sandbox_core.ports.runner import ProcessRunner
+from sandbox_core.ports.store import Quota, StateStore
+
+_log = logging.getLogger("sandbox_core.supervisor")
+
+DRAIN_SLACK_SECONDS = 5.0
+"""What a drain adds to the kill grace before it cancels what still hangs."""
+
+_DRAINED = "Ended because the server is shutting down."
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorConfig:
+    """How the back behaves.
+
+    Args:
+        lease_seconds: how long a node may be silent before its executions are marked lost; renewed every third of it.
+        retry_seconds: pause after a queue or store that is away.
+        run: see RunConfig.
+    """
+
+    lease_seconds: float = 15.0
+    retry_seconds: float = 1.0
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class ExecutionSupervisor:
+    """Owns running processes. Start `run` in a task group; end with `drain`, or cancel it to end at once.
+
+    Args:
+        quota: places per node, principal and session; `per_node` is how many this supervisor runs at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: StateStore,
+        queue: ExecutionQueue,
+        control: ControlChannel,
+        runner: ProcessRunner,
+        clock: Clock,
+        node: NodeId,
+        quota: Quota,
+        config: SupervisorConfig | None = None,
+    ) -> None:
+        self._config = config or SupervisorConfig()
+        self._store = store
+        self._queue = queue
+        self._control = control
+        self._runner = runner
+        self._clock = clock
+        self._node = node
+        self._quota = quota
+        self._admission = Admission(store=store, node=node, quota=quota, lease_seconds=self._config.lease_seconds)
+        self._runs: dict[ExecutionId, ExecutionRun] = {}
+        self._taking: anyio.CancelScope | None = None
+        self._working: anyio.CancelScope | None = None
+        self._idle = anyio.Event()
+        self._hurried = anyio.Event()
+        self._stopped = anyio.Event()
+        self._draining = False
+
+    @property
+    def running(self) -> int:
+        """How many executions this node runs now."""
+        return len(self._runs)
+
+    @property
+    def capacity(self) -> int:
+        """How many it runs at most."""
+        return self._quota.per_node
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Work until `drain` is done. Cancelling it kills what runs; leases then lapse."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._working = tasks.cancel_scope
+                tasks.start_soon(self._every_third_of_a_lease)
+                room = anyio.Semaphore(self._quota.per_node)
+                with anyio.CancelScope() as self._taking:
+                    task_status.started()
+                    while True:
+                        await room.acquire()
+                        delivery = await self._take()
+                        run = ExecutionRun(
+                            runner=self._runner, store=self._store, clock=self._clock, config=self._config.run
+                        )
+                        self._runs[delivery.item.execution_id] = run
+                        tasks.start_soon(self._run_delivery, delivery, run, room)
+                await self._wait_idle()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._stopped.set()
+
+    async def drain(self, *, grace_seconds: float) -> None:
+        """Take nothing new, let running ones finish for `grace_seconds`, end the rest, and return when `run` has.
+
+        What waits in a queue that dies with this process ends as `never_started`. `hurry` ends the grace.
+        """
+        if self._taking is None or self._working is None:
+            return
+        self._draining = True
+        self._taking.cancel()
+        for item in await self._queue.close():
+            await self._end_unstarted(item)
+        with anyio.move_on_after(grace_seconds):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_after, self._hurried, tasks.cancel_scope)
+                await self._wait_idle()
+                tasks.cancel_scope.cancel()
+        for run in list(self._runs.values()):
+            run.end(TerminationReason.CANCELLED, _DRAINED, force=self._hurried.is_set())
+        with anyio.move_on_after(self._config.run.kill_grace_seconds + DRAIN_SLACK_SECONDS):
+            await self._stopped.wait()
+        self._working.cancel()
+        await self._stopped.wait()
+
+    def hurry(self) -> None:
+        """End the grace of a drain now: kill what runs."""
+        self._hurried.set()
+        if self._draining:
+            for run in list(self._runs.values()):
+                run.end(TerminationReason.CANCELLED, _DRAINED, force=True)
+
+    async def _take(self) -> Delivery:
+        while True:
+            try:
+                return await self._queue.take(self._admission.admit)
+            except InfrastructureError as error:
+                _log.warning("cannot take work: %s", error)
+                await self._clock.sleep_until(self._clock.monotonic() + self._config.retry_seconds)
+
+    async def _run_delivery(self, delivery: Delivery, run: ExecutionRun, room: anyio.Semaphore) -> None:
+        item = delivery.item
+        try:
+            async with self._control.own(item.execution_id, run.handle):
+                await self._claim_and_execute(delivery, run)
+        except LeaseLost:
+            _log.warning("lease on %s was lost; its process was ended", item.execution_id)
+        except Exception:  # noqa: BLE001  # the outermost handler of one execution: the others go on
+            _log.exception("execution %s broke its supervisor", item.execution_id)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._let_go(item)
+            del self._runs[item.execution_id]
+            room.release()
+            self._idle.set()
+
+    async def _claim_and_execute(self, delivery: Delivery, run: ExecutionRun) -> None:
+        item = delivery.item
+        try:
+            claim = await self._store.claim(item.execution_id, self._node, lease_seconds=self._config.lease_seconds)
+        except (ClaimRefused, ExecutionNotFound):
+            await self._queue.done(delivery)
+            return
+        except StoreUnavailable:
+            await self._queue.give_back(delivery)
+            raise
+        await self._queue.done(delivery)
+        await run.execute(claim)
+
+    async def _let_go(self, item: QueueItem) -> None:
+        try:
+            await self._admission.release(item)
+            await self._queue.recheck()
+        except InfrastructureError as error:
+            _log.warning("place of %s was not released and will lapse: %s", item.execution_id, error)
+
+    async def _every_third_of_a_lease(self) -> None:
+        deadline = self._clock.monotonic()
+        while True:
+            deadline = max(deadline, self._clock.monotonic()) + self._config.lease_seconds / 3
+            await self._clock.sleep_until(deadline)
+            try:
+                await self._renew()
+                await self._end_lapsed()
+            except InfrastructureError as error:
+                _log.warning("leases could not be kept: %s", error)
+
+    async def _renew(self) -> None:
+        held = {id_: run for id_, run in self._runs.items() if run.lease is not None}
+        leases = [run.lease for run in held.values() if run.lease is not None]
+        if not leases:
+            return
+        kept = await self._store.renew(leases, lease_seconds=self._config.lease_seconds)
+        lost = held.keys() - {lease.execution_id for lease in kept}
+        for execution_id in lost & self._runs.keys():
+            held[execution_id].end(TerminationReason.LOST, "Another node took over.", force=True)
+
+    async def _end_lapsed(self) -> None:
+        """Mark as lost what the silence of another node left running. It is never run again."""
+        for execution_id in await self._store.lapsed():
+            if execution_id in self._runs:
+                continue
+            try:
+                claim = await self._store.seize(execution_id, self._node, lease_seconds=self._config.lease_seconds)
+                outcome = Outcome(
+                    reason=TerminationReason.LOST,
+                    message="The node that ran it is gone; what it printed until then is kept.",
+                )
+                now = self._clock.now()
+                ended = claim.execution.apply(claim.execution.finish(outcome, now))
+                await self._store.append(claim.lease, [terminal_draft(ended, outcome, now)], ended)
+            except (ClaimRefused, ExecutionNotFound, LeaseLost):
+                continue  # another node was faster, or it came back
+
+    async def _end_unstarted(self, item: QueueItem) -> None:
+        try:
+            execution = await self._store.load(item.execution_id)
+            outcome = Outcome(reason=TerminationReason.NEVER_STARTED, message="Never started: the server shut down.")
+            now = self._clock.now()
+            ended = execution.apply(execution.finish(outcome, now))
+            await self._store.finish_unclaimed(ended, [terminal_draft(ended, outcome, now)])
+        except (ClaimRefused, ExecutionNotFound):
+            return  # cancelled, or expired, meanwhile
+
+    async def _wait_idle(self) -> None:
+        while self._runs:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+
+async def _cancel_after(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
