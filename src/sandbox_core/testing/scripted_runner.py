@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
+import anyio.lowlevel
 
 from sandbox_core.domain.errors import InputClosed, PolicyRefused, PolicyViolation, SandboxError
 from sandbox_core.domain.isolation import Isolation
@@ -207,15 +208,19 @@ class ScriptedProcess:
             case Print():
                 self._print(step.data, step.stream)
                 await anyio.lowlevel.checkpoint()
-            case Pause() if self._clock is None:
-                await anyio.sleep(step.seconds)
             case Pause():
-                await self._clock.sleep_until(self._clock.monotonic() + step.seconds)
+                await self._sleep(step.seconds)
             case EchoInput():
                 while not self._input and not self._input_closed:
                     await self._changed.wait()
                 if self._input:
                     self._print(step.prefix + self._input.popleft(), Stream.STDOUT)
+
+    async def _sleep(self, seconds: float) -> None:
+        if self._clock is None:
+            await anyio.sleep(seconds)
+        else:
+            await self._clock.sleep_until(self._clock.monotonic() + seconds)
 
     def _end(self, number: int) -> None:
         if self._exit is None and self._ended_by is None:

@@ -1,0 +1,133 @@
+"""Policy: a request narrows or is refused, field by field."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_core.domain.errors import InvalidArgument, PolicyRefused
+from sandbox_core.domain.policy import (
+    ExecutionPolicy,
+    FilesystemPolicy,
+    NetworkPolicy,
+    ResourceLimits,
+    domain_covers,
+    resolve,
+)
+
+WHOLE = st.none() | st.integers(1, 1 << 40)
+SECONDS = st.none() | st.floats(0.001, 1e9)
+LIMITS = st.builds(
+    ResourceLimits,
+    **{item.name: SECONDS if item.name.endswith("timeout_seconds") else WHOLE for item in fields(ResourceLimits)},
+)
+POLICIES = st.builds(ExecutionPolicy, resource_limits=LIMITS)
+EVERYTHING = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(".", "/tmp")))
+
+
+@given(request=POLICIES, ceiling=POLICIES, defaults=POLICIES)
+def test_resolved_limits_are_within_the_ceiling_and_nothing_asked_is_changed(request, ceiling, defaults):
+    asked, bounds = request.resource_limits, ceiling.resource_limits
+    wider = {
+        f"resource_limits.{item.name}"
+        for item in fields(ResourceLimits)
+        if None not in (getattr(asked, item.name), getattr(bounds, item.name))
+        and getattr(asked, item.name) > getattr(bounds, item.name)
+    }
+    if wider:
+        with pytest.raises(PolicyRefused) as refused:
+            resolve(request, ceiling=ceiling, defaults=defaults)
+        assert {violation.field for violation in refused.value.violations} == wider
+        return
+    resolved = resolve(request, ceiling=ceiling, defaults=defaults).resource_limits
+    for item in fields(ResourceLimits):
+        value, bound = getattr(resolved, item.name), getattr(bounds, item.name)
+        if getattr(asked, item.name) is not None:
+            assert value == getattr(asked, item.name)
+        if bound is not None:
+            assert value is not None
+            assert value <= bound
+
+
+@given(request=POLICIES, ceiling=POLICIES, defaults=POLICIES)
+def test_resolving_a_resolved_policy_changes_nothing(request, ceiling, defaults):
+    try:
+        once = resolve(request, ceiling=ceiling, defaults=defaults)
+    except PolicyRefused:
+        return
+    assert resolve(once, ceiling=ceiling, defaults=defaults) == once
+
+
+def test_refusal_names_every_field_with_what_was_asked_and_the_limit():
+    ceiling = ExecutionPolicy(resource_limits=ResourceLimits(max_memory_mb=512, timeout_seconds=300))
+    request = ExecutionPolicy(
+        network=NetworkPolicy(allowed_domains=("example.com",)),
+        resource_limits=ResourceLimits(max_memory_mb=1024, timeout_seconds=301.0),
+    )
+    with pytest.raises(PolicyRefused) as refused:
+        resolve(request, ceiling=ceiling, defaults=ExecutionPolicy())
+    text = str(refused.value)
+    for part in ("max_memory_mb", "1024", "512", "timeout_seconds", "301", "300", "example.com", "no domain"):
+        assert part in text
+
+
+def test_denials_of_the_operator_stay():
+    ceiling = ExecutionPolicy(
+        network=NetworkPolicy(denied_domains=("bad.example",)), filesystem=FilesystemPolicy(deny_read=("/opt/secret",))
+    )
+    resolved = resolve(ExecutionPolicy(), ceiling=ceiling, defaults=ExecutionPolicy())
+    assert resolved.network.denied_domains == ("bad.example",)
+    assert resolved.filesystem.deny_read == ("/opt/secret",)
+
+
+@pytest.mark.parametrize("path", [".", "out", "./a/b", "/workspace/x", "/tmp", "/tmp/x/../y"])
+def test_writing_inside_the_granted_directories_is_accepted(path):
+    request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
+    assert resolve(request, ceiling=EVERYTHING, defaults=EVERYTHING).filesystem.allow_write == (path,)
+
+
+@pytest.mark.parametrize("path", ["..", "/", "/tmpx", "/workspace/../etc", "/tmp/../etc", "../workspacex"])
+def test_writing_outside_the_granted_directories_is_refused(path):
+    request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
+    with pytest.raises(PolicyRefused, match="filesystem.allow_write"):
+        resolve(request, ceiling=EVERYTHING, defaults=EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "covered"),
+    [
+        ("example.com", "example.com", True),
+        ("Example.COM.", "example.com", True),
+        ("example.com", "www.example.com", False),
+        ("*.example.com", "www.example.com", True),
+        ("*.example.com", "a.b.example.com", True),
+        ("*.example.com", "example.com", False),
+        ("*.example.com", "notexample.com", False),
+        ("*.example.com", "*.example.com", True),
+        ("*.example.com", "*.www.example.com", True),
+        ("www.example.com", "*.example.com", False),
+    ],
+)
+def test_a_wildcard_covers_names_below_it_and_not_its_apex(pattern, name, covered):
+    assert domain_covers(pattern, name) is covered
+
+
+@pytest.mark.parametrize("value", [0, -1, 1 << 41, True, "5", 1.5, float("nan"), float("inf")])
+def test_a_limit_that_is_no_sensible_number_is_refused_by_name(value):
+    with pytest.raises(InvalidArgument, match=r"resource_limits\.max_memory_mb"):
+        ResourceLimits(max_memory_mb=value)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, float("nan"), float("inf"), 1e300])
+def test_a_timeout_that_is_no_sensible_number_is_refused_by_name(value):
+    with pytest.raises(InvalidArgument, match=r"resource_limits\.timeout_seconds"):
+        ResourceLimits(timeout_seconds=value)
+
+
+@pytest.mark.parametrize("entry", ["", "a\0b", "x" * 5000])
+def test_a_list_entry_that_cannot_be_a_path_is_refused(entry):
+    with pytest.raises(InvalidArgument, match="filesystem.deny_read"):
+        FilesystemPolicy(deny_read=(entry,))
