@@ -14,7 +14,7 @@ import pydantic_settings
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from sandbox_adapters.policy_input import did_you_mean, parse_policy
+from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_policy
 from sandbox_core.domain.errors import CallerError, InvalidArgument
 
 PREFIX = "SANDBOX_"
@@ -183,7 +183,7 @@ class Settings(_ReadableErrors):
     @field_validator("auth_token")
     @classmethod
     def _usable_token(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _TOKEN.fullmatch(value.get_secret_value()):
+        if value is not None and not is_usable_token(value.get_secret_value()):
             raise ValueError("must be 1 to 4096 printable ASCII characters without spaces; unset it for no token")
         return value
 
@@ -209,10 +209,23 @@ class Settings(_ReadableErrors):
             raise ValueError(str(error)) from None
         return given
 
+    @field_validator("defaults")
+    @classmethod
+    def _only_limits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for section in ("network", "filesystem"):
+            if normalise_policy(value)[section]:
+                raise ValueError(f"holds limits only; {section} of every execution belongs into SANDBOX_CEILING")
+        return value
+
     @property
     def has_tokens(self) -> bool:
         """True when HTTP clients must send a token."""
         return self.auth_token is not None or self.auth_tokens_file is not None
+
+
+def is_usable_token(token: str) -> bool:
+    """True for 1 to 4096 printable ASCII characters without spaces: what a header carries unchanged."""
+    return _TOKEN.fullmatch(token) is not None
 
 
 def variable_name(field: str) -> str:
