@@ -19,7 +19,7 @@ $(STAMP): requirements/dev.txt pyproject.toml scripts/setup.sh
 	@touch $@
 
 demo: $(STAMP) ## A real MCP client runs real programs in a real server
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python -m examples.demo
 
 check: $(STAMP) ## Format, lint, types, import contracts, unit tests
 	$(BIN)/ruff format --check .

@@ -1,0 +1,216 @@
+"""What `make demo` shows: a real MCP client talks real HTTP to a real server, and each reply is printed and checked.
+
+Ends with a non-zero code as soon as one reply is not what it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from mcp import Client
+from mcp.types import TextContent
+from rich.console import Console
+
+from examples.serving import Server, descendants, serve
+
+console = Console(markup=False, highlight=False, soft_wrap=True)
+Reply = dict[str, Any]
+
+
+class Surprise(Exception):
+    """A reply was not what the demo promises."""
+
+
+def expect(condition: bool, what: str) -> None:
+    """Stop the demo unless `condition` holds."""
+    if not condition:
+        raise Surprise(what)
+
+
+async def ask(client: Client, tool: str, **arguments: Any) -> Reply:
+    """Call a tool, print what was asked and what came back, and return the structured result."""
+    shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
+    console.print(f"  -> {tool}({shown})", style="cyan")
+    result = await client.call_tool(tool, arguments)
+    text = "\n".join(block.text for block in result.content if isinstance(block, TextContent))
+    for line in text.rstrip().splitlines()[:14]:
+        console.print(f"     {line}", style="red" if result.is_error else None)
+    return {**(result.structured_content or {}), "is_error": result.is_error, "text": text}
+
+
+async def python_program(client: Client) -> None:
+    """A Python program"""
+    program = "import sys, math\nprint('pi is', round(math.pi, 5))\nprint('running as', sys.platform)\n"
+    reply = await ask(client, "execute_code", command=["python3", "-c", program])
+    expect(reply["exit_code"] == 0 and "pi is 3.14159" in reply["stdout"], "the program's output")
+
+
+async def pipeline(client: Client) -> None:
+    """A shell pipeline"""
+    reply = await ask(
+        client, "execute_code", command="seq 1 100 | awk '{ s += $1 } END { print s }' | tee sum.txt; wc -c < sum.txt"
+    )
+    expect(reply["stdout"].split() == ["5050", "5"], "the pipeline's output")
+
+
+async def exit_code_and_stderr(client: Client) -> None:
+    """A command that fails: its exit code and both streams are the answer, not an error"""
+    reply = await ask(client, "execute_code", command="echo partial; echo 'no such thing' >&2; exit 3")
+    expect(not reply["is_error"] and reply["status"] == "completed" and reply["exit_code"] == 3, "exit code 3")
+    expect((reply["stdout"], reply["stderr"]) == ("partial\n", "no such thing\n"), "streams apart")
+
+
+async def streamed(client: Client) -> None:
+    """A long run, read in pages while it runs"""
+    started = await ask(
+        client, "execute_code_async", command="for i in 1 2 3 4 5; do echo step $i; sleep 0.4; done; echo done"
+    )
+    cursor: str | None = None
+    pages, seen = 0, ""
+    while True:
+        more: dict[str, str] = {"last_event_id": cursor} if cursor else {}
+        page = await ask(client, "get_execution_output", execution_id=started["execution_id"], wait_seconds=5, **more)
+        cursor, pages, seen = page["last_event_id"], pages + 1, seen + page["stdout"]
+        if page["status"] not in {"pending", "running"}:
+            break
+        expect(pages < 50, "the run ends")
+    expect(pages >= 3, "several pages while it ran")
+    expect(seen == "".join(f"step {i}\n" for i in range(1, 6)) + "done\n", "every line once, in order")
+
+
+async def interactive(client: Client) -> None:
+    """A conversation over standard input"""
+    program = (
+        "import sys\nfor line in sys.stdin:\n    print('you said', line.strip().upper(), flush=True)\nprint('bye')"
+    )
+    started = await ask(client, "execute_code_async", command=["python3", "-c", program], interactive=True)
+    execution = started["execution_id"]
+    await ask(client, "send_stdin", execution_id=execution, input_data="hello")
+    await ask(client, "send_stdin", execution_id=execution, input_data="is anybody there?", end_of_input=True)
+    reply = await ask(client, "get_execution_output", execution_id=execution, wait=True)
+    expect(reply["stdout"] == "you said HELLO\nyou said IS ANYBODY THERE?\nbye\n", "both answers and the end")
+
+
+async def cancel(client: Client) -> None:
+    """A cancel ends the whole process tree"""
+    started = await ask(client, "execute_code_async", command="sleep 600 & sleep 600")
+    reply = await ask(client, "cancel_execution", execution_id=started["execution_id"])
+    expect(not reply["is_error"], "the cancel was taken")
+    reply = await ask(client, "get_execution_output", execution_id=started["execution_id"], wait=True)
+    expect(reply["status"] == "cancelled", "status cancelled")
+
+
+async def timeout(client: Client) -> None:
+    """A run past its time is ended, and what it printed is kept"""
+    reply = await ask(client, "execute_code", command="echo before; sleep 60", timeout_seconds=1)
+    expect(not reply["is_error"] and reply["status"] == "timeout", "status timeout")
+    expect(reply["termination_reason"] == "wall_time" and reply["stdout"] == "before\n", "the reason and the output")
+
+
+async def refused(client: Client) -> None:
+    """A policy beyond the operator's ceiling is refused field by field, before anything runs"""
+    wide = {
+        "network": {"allowed_domains": ["example.com"]},
+        "filesystem": {"allow_write": ["/etc"]},
+        "resource_limits": {"timeout_seconds": 86400},
+    }
+    reply = await ask(client, "execute_code", command="true", sandbox_config=wide)
+    expect(reply["is_error"] and "policy_refused" in reply["text"], "a refusal with its code")
+    for name in ("allowed_domains", "allow_write", "timeout_seconds"):
+        expect(name in reply["text"], f"the refusal names {name}")
+
+
+async def isolation(client: Client) -> None:
+    """A look around from inside: no network, no host files, nobody else's processes"""
+    look = r"""
+echo "network:   $(python3 - <<'PY'
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=2); print("REACHED")
+except OSError as error:
+    print("refused:", error.strerror)
+PY
+)"
+echo "passwords: $(cat /etc/shadow 2>&1 | head -c 60)"
+echo "home:      $(ls -A /root /home 2>&1 | tr '\n' ' ')"
+echo "processes: $(ls /proc | grep -c '^[0-9]')"
+echo "system:    $(touch /usr/bin/x 2>&1)"
+echo "workspace: $(pwd), $(echo kept > note && cat note)"
+"""
+    reply = await ask(client, "execute_code", command=look)
+    expect("REACHED" not in reply["stdout"] and "refused:" in reply["stdout"], "no network")
+    expect("root:" not in reply["stdout"], "host secrets are not there")
+    expect("Read-only" in reply["stdout"] and "/workspace, kept" in reply["stdout"], "only the workspace is writable")
+    expect(bool(reply["isolation"]["isolated"]), "the record says isolated")
+    console.print(f"     isolation record: {json.dumps(reply['isolation'])}", style="dim")
+
+
+async def listing(client: Client) -> None:
+    """Everything that ran can be listed"""
+    reply = await ask(client, "list_executions")
+    expect(not reply["is_error"] and len(reply["executions"]) >= 8, "the executions so far")
+
+
+STEPS: tuple[Callable[[Client], Awaitable[None]], ...] = (
+    python_program,
+    pipeline,
+    exit_code_and_stderr,
+    streamed,
+    interactive,
+    cancel,
+    timeout,
+    refused,
+    isolation,
+    listing,
+)
+
+
+async def stop_leaves_nothing(server: Server, client: Client) -> None:
+    """Stop the server while something runs, and look for what is left."""
+    console.print("\nSIGTERM leaves nothing behind", style="bold")
+    await ask(client, "execute_code_async", command="trap '' TERM; sleep 600 & sleep 600")
+    below = descendants(server.pid)
+    expect(bool(below), "the run has processes")
+    console.print(f"     {len(below)} processes below the server; sending SIGTERM")
+    code = await server.stop()
+    expect(code == 0, f"exit code 0, not {code}")
+    left = [pid for pid in below if not _gone(pid)]
+    expect(not left, f"no process left, but {left} are")
+    files = sorted(path.name for path in server.directory.iterdir())
+    expect(not files, f"no temporary file left, but {files} are")
+    console.print("     exit code 0, no process left, no temporary file left")
+
+
+def _gone(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123  # one short read
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+async def main() -> None:
+    """Run every step against one server."""
+    begun = time.monotonic()
+    async with serve("--drain-grace-seconds", "1") as server:
+        console.print(f"sandbox serve is up at {server.url}/mcp ({time.monotonic() - begun:.1f} s)")
+        async with server.client() as client:
+            console.print(f"connected: protocol {client.protocol_version}")
+            for number, step in enumerate(STEPS, 1):
+                console.print(f"\n{number}. {step.__doc__}", style="bold")
+                await step(client)
+            await stop_leaves_nothing(server, client)
+    console.print(f"\nAll of it as expected, in {time.monotonic() - begun:.1f} s.", style="bold green")
+
+
+if __name__ == "__main__":
+    try:
+        anyio.run(main)
+    except Surprise as surprise:
+        console.print(f"\nNOT AS EXPECTED: {surprise}", style="bold red")
+        sys.exit(1)
