@@ -115,7 +115,9 @@ class OutputBuffer:
     def _keep_in_tail(self, kind: EventKind, data: bytes, at: datetime) -> None:
         if len(data) > self._tail_limit:
             start = character_start(data, len(data) - self._tail_limit)
-            self.dropped_bytes += start
+            self.dropped_bytes += self._tail_bytes + start
+            self._tail.clear()
+            self._tail_bytes = 0
             data = data[start:]
         self._tail.append((kind, data, at))
         self._tail_bytes += len(data)

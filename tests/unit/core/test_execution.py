@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import IllegalTransition
-from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.execution import Execution, Fact
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, new_execution_id
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import STATUS_OF_REASON, Outcome, TerminationReason
@@ -41,23 +42,23 @@ def new_execution() -> Execution:
     )
 
 
-def test_the_table_has_exactly_the_legal_moves():
+def test_the_table_has_exactly_the_legal_moves() -> None:
     moves = {(source.value, target.value) for source, targets in TRANSITIONS.items() for target in targets}
     assert moves == LEGAL
     assert set(TRANSITIONS) == set(ExecutionStatus)
 
 
-def test_every_reason_leads_to_a_terminal_status():
+def test_every_reason_leads_to_a_terminal_status() -> None:
     assert set(STATUS_OF_REASON) == set(TerminationReason)
     assert all(status.is_terminal for status in STATUS_OF_REASON.values())
 
 
-def test_only_infrastructure_makes_failed():
+def test_only_infrastructure_makes_failed() -> None:
     failed = {reason.value for reason, status in STATUS_OF_REASON.items() if status is ExecutionStatus.FAILED}
     assert failed == {"setup_failed", "never_started", "lost"}
 
 
-def test_a_command_that_exits_3_is_completed():
+def test_a_command_that_exits_3_is_completed() -> None:
     execution = new_execution()
     execution = execution.apply(execution.start(NodeId("n"), NOW))
     execution = execution.apply(execution.finish(Outcome(TerminationReason.EXITED, exit_code=3), NOW))
@@ -94,7 +95,7 @@ class Life(RuleBasedStateMachine):
             with pytest.raises(IllegalTransition):
                 self.execution.prepare(isolation)
 
-    def attempt(self, wanted, decide) -> None:
+    def attempt(self, wanted: str, decide: Callable[[], Fact]) -> None:
         self.at += timedelta(seconds=1)
         before = self.execution
         if (self.status, wanted) in LEGAL:

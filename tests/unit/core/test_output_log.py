@@ -10,20 +10,21 @@ from hypothesis import strategies as st
 from sandbox_core.application.log_view import cut_ends
 from sandbox_core.application.output_log import LARGEST_TAIL_BYTES, OutputBuffer
 from sandbox_core.domain.command import Command
-from sandbox_core.domain.events import MAX_EVENT_BYTES, EventKind, OutputEvent
+from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, new_execution_id
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.store import LogPage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+Pieces = list[tuple[EventKind, bytes]]
 KINDS = st.sampled_from([EventKind.STDOUT, EventKind.STDERR])
 PIECES = st.lists(st.tuples(KINDS, st.binary(min_size=1, max_size=60)), max_size=40)
 
 
-def collect(pieces, cap, take_every=3):
+def collect(pieces: Pieces, cap: int | None, take_every: int = 3) -> tuple[OutputBuffer, list[EventDraft]]:
     buffer = OutputBuffer(cap)
-    drafts = []
+    drafts: list[EventDraft] = []
     for number, (kind, data) in enumerate(pieces):
         buffer.feed(kind, data, NOW)
         if number % take_every == 0:
@@ -31,19 +32,19 @@ def collect(pieces, cap, take_every=3):
     return buffer, drafts + buffer.finish(NOW)
 
 
-def text_of(drafts, kind):
+def text_of(drafts: list[EventDraft], kind: EventKind) -> bytes:
     return b"".join(draft.data for draft in drafts if draft.kind is kind)
 
 
 @given(PIECES, st.integers(1, 7))
-def test_without_a_cap_every_byte_comes_out_in_order_per_stream(pieces, take_every):
+def test_without_a_cap_every_byte_comes_out_in_order_per_stream(pieces: Pieces, take_every: int) -> None:
     _, drafts = collect(pieces, None, take_every)
     for kind in (EventKind.STDOUT, EventKind.STDERR):
         assert text_of(drafts, kind) == b"".join(data for one, data in pieces if one is kind)
 
 
 @given(PIECES, st.integers(4, 400))
-def test_with_a_cap_the_head_and_the_newest_bytes_are_kept_and_the_rest_is_counted(pieces, cap):
+def test_with_a_cap_head_and_newest_bytes_are_kept_and_the_rest_is_counted(pieces: Pieces, cap: int) -> None:
     buffer, drafts = collect(pieces, cap)
     printed = sum(len(data) for _, data in pieces)
     kept = sum(len(draft.data) for draft in drafts if draft.kind.is_output)
@@ -63,7 +64,7 @@ def test_with_a_cap_the_head_and_the_newest_bytes_are_kept_and_the_rest_is_count
 
 
 @given(PIECES, st.none() | st.integers(4, 400))
-def test_offsets_count_what_was_kept_and_dropped_before(pieces, cap):
+def test_offsets_count_what_was_kept_and_dropped_before(pieces: Pieces, cap: int | None) -> None:
     _, drafts = collect(pieces, cap)
     position = 0
     for draft in drafts:
@@ -71,11 +72,13 @@ def test_offsets_count_what_was_kept_and_dropped_before(pieces, cap):
             assert draft.fields["offset"] == position
             position += len(draft.data)
         else:
-            position += int(draft.fields["dropped_bytes"])
+            dropped = draft.fields["dropped_bytes"]
+            assert isinstance(dropped, int)
+            position += dropped
 
 
 @given(st.text(min_size=1, max_size=300), st.data())
-def test_a_character_is_never_split_between_events_of_text(text, data):
+def test_a_character_is_never_split_between_events_of_text(text: str, data: st.DataObject) -> None:
     raw = text.encode("utf-8", "surrogatepass").decode("utf-8", "ignore").encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
     pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True) if a < b]
@@ -85,14 +88,14 @@ def test_a_character_is_never_split_between_events_of_text(text, data):
 
 
 @given(st.integers(8, 200))
-def test_a_character_is_never_split_at_the_cap(cap):
+def test_a_character_is_never_split_at_the_cap(cap: int | None) -> None:
     raw = "äöü€😀".encode() * 40
     _, drafts = collect([(EventKind.STDOUT, raw)], cap)
     for draft in drafts:
         draft.data.decode()
 
 
-def test_small_reads_of_one_stream_become_one_event_and_large_ones_are_cut():
+def test_small_reads_of_one_stream_become_one_event_and_large_ones_are_cut() -> None:
     buffer = OutputBuffer(None)
     for _ in range(100):
         buffer.feed(EventKind.STDOUT, b"x" * 10, NOW)
@@ -101,7 +104,7 @@ def test_small_reads_of_one_stream_become_one_event_and_large_ones_are_cut():
     assert [len(draft.data) for draft in buffer.take()] == [MAX_EVENT_BYTES] * 3 + [1]
 
 
-def test_memory_past_the_cap_is_the_tail_only():
+def test_memory_past_the_cap_is_the_tail_only() -> None:
     buffer = OutputBuffer(4 << 20)
     for _ in range(400):
         buffer.feed(EventKind.STDOUT, b"z" * 65536, NOW)
@@ -110,7 +113,7 @@ def test_memory_past_the_cap_is_the_tail_only():
     assert sum(len(draft.data) for draft in buffer.finish(NOW) if draft.kind.is_output) <= LARGEST_TAIL_BYTES
 
 
-def log_of(pieces):
+def log_of(pieces: Pieces) -> tuple[OutputEvent, ...]:
     _, drafts = collect(pieces, None)
     events = [OutputEvent(1, EventKind.READY, NOW, b"ready")]
     events += [OutputEvent(n, d.kind, d.at, d.data, d.fields) for n, d in enumerate(drafts, start=2)]
@@ -129,12 +132,13 @@ EXECUTION = Execution(
 
 
 @given(PIECES, st.integers(2, 300))
-def test_both_ends_show_at_most_the_budget_and_say_exactly_what_is_left_out(pieces, budget):
+def test_both_ends_show_at_most_the_budget_and_say_exactly_what_is_left_out(pieces: Pieces, budget: int) -> None:
     events = log_of(pieces)
     whole = b"".join(event.data for event in events if event.kind.is_output)
 
-    def page(source, reverse=False):
-        kept, size = [], 0
+    def page(source: tuple[OutputEvent, ...], reverse: bool = False) -> LogPage:
+        kept: list[OutputEvent] = []
+        size = 0
         for event in reversed(source) if reverse else source:
             if kept and size + len(event.data) > budget + 200:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,9 @@ EVERYTHING = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(".", "/tmp
 
 
 @given(request=POLICIES, ceiling=POLICIES, defaults=POLICIES)
-def test_resolved_limits_are_within_the_ceiling_and_nothing_asked_is_changed(request, ceiling, defaults):
+def test_resolved_limits_are_within_the_ceiling_and_nothing_asked_is_changed(
+    request: ExecutionPolicy, ceiling: ExecutionPolicy, defaults: ExecutionPolicy
+) -> None:
     asked, bounds = request.resource_limits, ceiling.resource_limits
     wider = {
         f"resource_limits.{item.name}"
@@ -53,7 +56,9 @@ def test_resolved_limits_are_within_the_ceiling_and_nothing_asked_is_changed(req
 
 
 @given(request=POLICIES, ceiling=POLICIES, defaults=POLICIES)
-def test_resolving_a_resolved_policy_changes_nothing(request, ceiling, defaults):
+def test_resolving_a_resolved_policy_changes_nothing(
+    request: ExecutionPolicy, ceiling: ExecutionPolicy, defaults: ExecutionPolicy
+) -> None:
     try:
         once = resolve(request, ceiling=ceiling, defaults=defaults)
     except PolicyRefused:
@@ -61,7 +66,7 @@ def test_resolving_a_resolved_policy_changes_nothing(request, ceiling, defaults)
     assert resolve(once, ceiling=ceiling, defaults=defaults) == once
 
 
-def test_refusal_names_every_field_with_what_was_asked_and_the_limit():
+def test_refusal_names_every_field_with_what_was_asked_and_the_limit() -> None:
     ceiling = ExecutionPolicy(resource_limits=ResourceLimits(max_memory_mb=512, timeout_seconds=300))
     request = ExecutionPolicy(
         network=NetworkPolicy(allowed_domains=("example.com",)),
@@ -74,7 +79,7 @@ def test_refusal_names_every_field_with_what_was_asked_and_the_limit():
         assert part in text
 
 
-def test_denials_of_the_operator_stay():
+def test_denials_of_the_operator_stay() -> None:
     ceiling = ExecutionPolicy(
         network=NetworkPolicy(denied_domains=("bad.example",)), filesystem=FilesystemPolicy(deny_read=("/opt/secret",))
     )
@@ -84,15 +89,15 @@ def test_denials_of_the_operator_stay():
 
 
 @pytest.mark.parametrize("path", [".", "out", "./a/b", "/workspace/x", "/tmp", "/tmp/x/../y"])
-def test_writing_inside_the_granted_directories_is_accepted(path):
+def test_writing_inside_the_granted_directories_is_accepted(path: str) -> None:
     request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
     assert resolve(request, ceiling=EVERYTHING, defaults=EVERYTHING).filesystem.allow_write == (path,)
 
 
 @pytest.mark.parametrize("path", ["..", "/", "/tmpx", "/workspace/../etc", "/tmp/../etc", "../workspacex"])
-def test_writing_outside_the_granted_directories_is_refused(path):
+def test_writing_outside_the_granted_directories_is_refused(path: str) -> None:
     request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
-    with pytest.raises(PolicyRefused, match="filesystem.allow_write"):
+    with pytest.raises(PolicyRefused, match=r"filesystem\.allow_write"):
         resolve(request, ceiling=EVERYTHING, defaults=EVERYTHING)
 
 
@@ -111,23 +116,23 @@ def test_writing_outside_the_granted_directories_is_refused(path):
         ("www.example.com", "*.example.com", False),
     ],
 )
-def test_a_wildcard_covers_names_below_it_and_not_its_apex(pattern, name, covered):
+def test_a_wildcard_covers_names_below_it_and_not_its_apex(pattern: str, name: str, covered: bool) -> None:
     assert domain_covers(pattern, name) is covered
 
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 41, True, "5", 1.5, float("nan"), float("inf")])
-def test_a_limit_that_is_no_sensible_number_is_refused_by_name(value):
+def test_a_limit_that_is_no_sensible_number_is_refused_by_name(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"resource_limits\.max_memory_mb"):
         ResourceLimits(max_memory_mb=value)
 
 
 @pytest.mark.parametrize("value", [0, -0.5, float("nan"), float("inf"), 1e300])
-def test_a_timeout_that_is_no_sensible_number_is_refused_by_name(value):
+def test_a_timeout_that_is_no_sensible_number_is_refused_by_name(value: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"resource_limits\.timeout_seconds"):
         ResourceLimits(timeout_seconds=value)
 
 
 @pytest.mark.parametrize("entry", ["", "a\0b", "x" * 5000])
-def test_a_list_entry_that_cannot_be_a_path_is_refused(entry):
-    with pytest.raises(InvalidArgument, match="filesystem.deny_read"):
+def test_a_list_entry_that_cannot_be_a_path_is_refused(entry: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"filesystem\.deny_read"):
         FilesystemPolicy(deny_read=(entry,))

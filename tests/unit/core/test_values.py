@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from sandbox_core.domain.ids import new_execution_id, parse_execution_id, parse_
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_ids_sort_by_creation_time_and_never_repeat():
+def test_ids_sort_by_creation_time_and_never_repeat() -> None:
     ids = [new_execution_id(NOW + timedelta(milliseconds=step)) for step in range(500)]
     assert ids == sorted(ids)
     assert len({new_execution_id(NOW) for _ in range(2000)}) == 2000
@@ -24,14 +26,14 @@ def test_ids_sort_by_creation_time_and_never_repeat():
 
 
 @pytest.mark.parametrize("text", ["", "x", "../../etc", "A" * 36, "0" * 36, "\0", "a" * 10_000, "*", "é" * 36])
-def test_text_that_is_no_execution_id_is_refused(text):
+def test_text_that_is_no_execution_id_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="execution_id"):
         parse_execution_id(text)
 
 
 @pytest.mark.parametrize("parse", [parse_session_id, parse_principal])
 @pytest.mark.parametrize("text", ["", "a b", "a\n", "a/b", "x" * 129, "a\0"])
-def test_handles_with_other_characters_are_refused(parse, text):
+def test_handles_with_other_characters_are_refused(parse: Callable[[str], str], text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse(text)
 
@@ -59,34 +61,34 @@ def test_handles_with_other_characters_are_refused(parse, text):
         ({"shell": "a", "stdin": b"x" * (MAX_STDIN_BYTES + 1)}, "stdin"),
     ],
 )
-def test_a_bad_command_is_refused_naming_the_field(arguments, field):
+def test_a_bad_command_is_refused_naming_the_field(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument, match=field):
         Command(**arguments)
 
 
-def test_the_largest_command_is_accepted():
+def test_the_largest_command_is_accepted() -> None:
     Command(shell="x" * MAX_COMMAND_BYTES)
     Command(argv=("x", "y" * (MAX_COMMAND_BYTES - 3)))
     Command(shell="x", environment={"A": "y" * (MAX_ENVIRONMENT_BYTES - 10)}, stdin=b"x" * MAX_STDIN_BYTES)
 
 
 @given(st.integers(0, 10**18 - 1))
-def test_an_event_id_reads_back_as_its_number(number):
+def test_an_event_id_reads_back_as_its_number(number: int) -> None:
     assert parse_event_id(str(number)) == number
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "x", " 1", "9" * 19, "٣"])
-def test_a_last_event_id_that_is_no_number_is_refused(text):
+def test_a_last_event_id_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="last_event_id"):
         parse_event_id(text)
 
 
-def test_no_last_event_id_means_from_the_start():
+def test_no_last_event_id_means_from_the_start() -> None:
     assert parse_event_id(None) == parse_event_id("") == 0
 
 
-def test_every_error_has_a_code_of_its_own():
-    def family(cls):
+def test_every_error_has_a_code_of_its_own() -> None:
+    def family(cls: type[SandboxError]) -> set[type[SandboxError]]:
         return {cls, *(sub for child in cls.__subclasses__() for sub in family(child))}
 
     core = [cls for cls in family(SandboxError) if cls.__module__ == "sandbox_core.domain.errors"]
