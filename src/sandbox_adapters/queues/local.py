@@ -1,0 +1,195 @@
+"""LocalQueue: pending executions between a front and backs in one process."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+import anyio
+
+from sandbox_adapters.clock import SystemClock
+from sandbox_core.domain.errors import ServerFull
+from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.queue import Admit, Delivery, QueueItem
+
+_RATE_WINDOW = 16
+"""How many of the last hand-overs the estimate of the waiting time looks at."""
+
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
+
+
+class _Lane:
+    """The waiting items of one session of one principal, in order of arrival."""
+
+    __slots__ = ("asked", "dropped", "items", "refused_in")
+
+    def __init__(self) -> None:
+        self.items: deque[QueueItem] = deque()
+        self.asked: QueueItem | None = None
+        """The item that a taker is asking `admit` about."""
+        self.dropped = False
+        """`asked` was removed meanwhile: forget it when it is refused."""
+        self.refused_in = -1
+        """The round in which `admit` refused the head."""
+
+
+_Lanes = OrderedDict[SessionId | None, _Lane]
+
+
+class LocalQueue:
+    """ExecutionQueue in the memory of this process. Satisfies `ExecutionQueue`; use on one event loop.
+
+    A taker that dies takes this queue with it, so an item is handed out again only after `give_back`. While `admit` is
+    asked about an item, `remove` answers False for it, as for one that was taken.
+
+    Args:
+        max_depth: how many items may wait in all.
+        max_per_principal: how many items of one principal may wait; None is `max_depth`.
+        clock: where time comes from, for the estimate in ServerFull; the machine's when None.
+    """
+
+    def __init__(
+        self, *, max_depth: int = 100, max_per_principal: int | None = None, clock: Clock | None = None
+    ) -> None:
+        self._max_depth = max_depth
+        self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
+        self._clock = clock if clock is not None else SystemClock()
+        # Served from the front; who was served goes to the back.
+        self._ring: OrderedDict[Principal, _Lanes] = OrderedDict()
+        self._waiting: dict[ExecutionId, QueueItem] = {}
+        self._taken: dict[str, Delivery] = {}
+        self._receipts = 0
+        # A refusal counts for the round in which the question began: a release during the question is not missed.
+        self._round = 0
+        self._changed = anyio.Event()
+        self._handed_over: deque[float] = deque(maxlen=_RATE_WINDOW)
+
+    async def put(self, item: QueueItem) -> None:
+        """Add an item; again, while it waits, is no error. ServerFull estimates the time from the last hand-overs."""
+        if item.execution_id in self._waiting:
+            return
+        lanes: _Lanes = self._ring.get(item.principal, OrderedDict())
+        if len(self._waiting) >= self._max_depth:
+            raise ServerFull(f"{len(self._waiting)} executions are waiting already", self._retry_after())
+        if sum(len(lane.items) for lane in lanes.values()) >= self._max_per_principal:
+            raise ServerFull(f"{self._max_per_principal} of your executions are waiting already", self._retry_after())
+        self._lane(item).items.append(item)
+        self._waiting[item.execution_id] = item
+        self._wake()
+
+    async def take(self, admit: Admit) -> Delivery:
+        """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
+        while True:
+            choice = self._choose()
+            if choice is None:
+                await self._changed.wait()
+                continue
+            lane, item = choice
+            lane.asked, round_asked, admitted = item, self._round, False
+            try:
+                admitted = await admit(item)
+            finally:
+                # No await from here to the return: a cancellation finds the item either waiting or delivered.
+                dropped, lane.asked, lane.dropped = lane.dropped, None, False
+                if not admitted:
+                    lane.refused_in = round_asked
+                    if dropped:
+                        self._forget(item, lane)
+                self._signal()
+            if admitted:
+                return self._hand_over(item, lane)
+
+    async def done(self, delivery: Delivery) -> None:
+        """Forget the item."""
+        self._taken.pop(delivery.receipt, None)
+        self._wake()
+
+    async def give_back(self, delivery: Delivery) -> None:
+        """Put the item back, in front of everything. No error, and no effect, after `done`."""
+        if self._taken.pop(delivery.receipt, None) is None:
+            return
+        item = delivery.item
+        lane = self._lane(item)
+        lane.items.appendleft(item)
+        self._ring[item.principal].move_to_end(item.session_id, last=False)
+        self._ring.move_to_end(item.principal, last=False)
+        self._waiting[item.execution_id] = item
+        self._wake()
+
+    async def remove(self, execution_id: ExecutionId) -> bool:
+        """Drop a waiting item."""
+        item = self._waiting.get(execution_id)
+        if item is None:
+            return False
+        lane = self._lane(item)
+        if lane.asked is item:
+            lane.dropped = True
+            return False
+        self._forget(item, lane)
+        self._wake()
+        return True
+
+    async def recheck(self) -> None:
+        """Ask `admit` again about refused items."""
+        self._wake()
+
+    async def depth(self) -> int:
+        """Return how many items wait."""
+        return len(self._waiting)
+
+    def _lane(self, item: QueueItem) -> _Lane:
+        lanes = self._ring.setdefault(item.principal, OrderedDict())
+        return lanes.setdefault(item.session_id, _Lane())
+
+    def _choose(self) -> tuple[_Lane, QueueItem] | None:
+        """Return the next item to ask about: first of principals that nobody is asking about, then of the others."""
+        for busy in (False, True):
+            for lanes in self._ring.values():
+                if any(lane.asked is not None for lane in lanes.values()) is busy:
+                    for lane in self._askable(lanes):
+                        return lane, lane.items[0]
+        return None
+
+    def _askable(self, lanes: _Lanes) -> Iterator[_Lane]:
+        return (lane for lane in lanes.values() if lane.asked is None and lane.refused_in != self._round)
+
+    def _hand_over(self, item: QueueItem, lane: _Lane) -> Delivery:
+        self._forget(item, lane)
+        if (lanes := self._ring.get(item.principal)) is not None:
+            self._ring.move_to_end(item.principal)
+            if item.session_id in lanes:
+                lanes.move_to_end(item.session_id)
+        self._receipts += 1
+        delivery = Delivery(item, str(self._receipts))
+        self._taken[delivery.receipt] = delivery
+        self._handed_over.append(self._clock.monotonic())
+        return delivery
+
+    def _forget(self, item: QueueItem, lane: _Lane) -> None:
+        lane.items.remove(item)
+        del self._waiting[item.execution_id]
+        lane.refused_in = -1
+        if not lane.items:
+            lanes = self._ring[item.principal]
+            del lanes[item.session_id]
+            if not lanes:
+                del self._ring[item.principal]
+
+    def _wake(self) -> None:
+        self._round += 1
+        self._signal()
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _retry_after(self) -> int:
+        """Estimate when one item will have left: the mean time between hand-overs, or since the last if longer."""
+        if not self._handed_over:
+            return _UNKNOWN_RETRY_SECONDS
+        since = self._clock.monotonic() - self._handed_over[-1]
+        span = self._handed_over[-1] - self._handed_over[0]
+        mean = span / max(len(self._handed_over) - 1, 1)
+        return min(max(math.ceil(max(since, mean)), _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
