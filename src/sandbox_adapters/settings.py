@@ -64,41 +64,83 @@ class Settings(_ReadableErrors):
         populate_by_name=True,
     )
 
-    host: str = Field("127.0.0.1", description="Address that the HTTP server binds.")
-    port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP server; 0 takes a free one.")
-    redis_url: SecretStr | None = Field(
-        None, validation_alias="REDIS_URL", description="Redis for shared state; not built in yet, so it is refused."
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address that the HTTP server binds.",
     )
-    auth_token: SecretStr | None = Field(None, description="Bearer token that every HTTP client must send.")
+    port: int = Field(
+        default=8080,
+        ge=0,
+        le=65535,
+        description="Port of the HTTP server; 0 takes a free one.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        validation_alias="REDIS_URL",
+        description="Redis for shared state. Not built in yet: refused.",
+    )
+    auth_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token that every HTTP client must send.",
+    )
     auth_tokens_file: Path | None = Field(
-        None, description="JSON file, principal name to bearer token, for several callers."
+        default=None,
+        description="JSON file, principal name to bearer token, for several callers.",
     )
     allow_unauthenticated: bool = Field(
-        False, description="Serve an address other than loopback without a token. Anyone who reaches it runs code."
+        default=False,
+        description="Serve an address other than loopback without a token. Anyone who reaches it runs code.",
     )
-    max_concurrent: int = Field(10, ge=1, le=100_000, description="Executions running at once, over all callers.")
-    max_per_session: int = Field(5, ge=1, le=100_000, description="Executions running at once in one session.")
+    max_concurrent: int = Field(
+        default=10,
+        ge=1,
+        le=100_000,
+        description="Executions running at once, over all callers.",
+    )
+    max_per_session: int = Field(
+        default=5,
+        ge=1,
+        le=100_000,
+        description="Executions running at once in one session.",
+    )
     max_per_principal: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=100_000,
         description="Executions running at once for one principal. Unset: all for a single principal, else a share "
         "such that the others together cannot take the last place.",
     )
-    max_queued: int = Field(100, ge=0, le=1_000_000, description="Executions waiting for a place, over all callers.")
+    max_queued: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="Executions waiting for a place, over all callers.",
+    )
     timeout: float = Field(
-        300, gt=0, le=31_536_000, allow_inf_nan=False, description="Largest timeout_seconds of an execution, seconds."
+        default=300,
+        gt=0,
+        le=31_536_000,
+        allow_inf_nan=False,
+        description="Largest timeout_seconds of an execution, seconds.",
     )
     log_file: str = Field(
-        "sandbox_server.log", description="Log file of `sandbox serve`: 10 MB, 7 days, compressed. Empty: none."
+        default="sandbox_server.log",
+        description="Log file of `sandbox serve`: 10 MB, 7 days, compressed. Empty: none.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
-    state: Literal["memory"] = Field("memory", description="Where executions and their output are kept.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO",
+        description="Least level that is logged.",
+    )
+    state: Literal["memory"] = Field(
+        default="memory",
+        description="Where executions and their output are kept.",
+    )
     runner: Literal["bubblewrap", "local"] = Field(
-        "bubblewrap", description="How commands run. `local` isolates nothing and is never chosen by itself."
+        default="bubblewrap",
+        description="How commands run. `local` isolates nothing and is never chosen by itself.",
     )
     ttl_seconds: int = Field(
-        3600,
+        default=3600,
         ge=1,
         le=31_536_000,
         description="When a finished execution is forgotten, seconds after its last access.",
@@ -114,51 +156,75 @@ class Settings(_ReadableErrors):
         "null takes a bound away.",
     )
     drain_grace_seconds: float = Field(
-        10,
+        default=10,
         ge=0,
         le=86_400,
         allow_inf_nan=False,
         description="How long running ones may go on at shutdown, seconds.",
     )
     kill_grace_seconds: float = Field(
-        5,
+        default=5,
         ge=0,
         le=3600,
         allow_inf_nan=False,
         description="Time from the request to end (SIGTERM) to SIGKILL, seconds.",
     )
     bwrap_path: Path | None = Field(
-        None, description="The bwrap program. Unset: the packaged one or the system's, whichever passes the self-test."
+        default=None,
+        description="The bwrap program. Unset: the packaged one or the system's, whichever passes the self-test.",
     )
     read_only_paths: PathList = Field(
-        (), description="Extra host paths visible inside, read-only; absolute, separated by commas, or a JSON list."
+        default=(),
+        description="Extra host paths visible inside, read-only; absolute, separated by commas, or a JSON list.",
     )
     allowed_hosts: NameList = Field(
-        (), description="Host headers that are accepted beside the bound address; separated by commas, or a JSON list."
+        default=(),
+        description="Host headers that are accepted beside the bound address; separated by commas, or a JSON list.",
     )
     allowed_origins: NameList = Field(
-        (), description="Origin headers that are accepted; separated by commas, or a JSON list."
+        default=(),
+        description="Origin headers that are accepted; separated by commas, or a JSON list.",
     )
     max_request_bytes: int = Field(
-        4 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest HTTP request body, bytes."
+        default=4 * 1024 * 1024,
+        ge=1024,
+        le=1 << 30,
+        description="Largest HTTP request body, bytes.",
     )
     header_timeout_seconds: float = Field(
-        10, gt=0, le=3600, allow_inf_nan=False, description="Time to receive the headers of a request, seconds."
+        default=10,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Time to receive the headers of a request, seconds.",
     )
     body_timeout_seconds: float = Field(
-        30, gt=0, le=3600, allow_inf_nan=False, description="Time to receive the body of a request, seconds."
+        default=30,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Time to receive the body of a request, seconds.",
     )
     guide_replies: bool = Field(
-        False, description="Replies in the shape of the guide's server, events included (srt-mcp-server sets it)."
+        default=False,
+        description="Replies in the shape of the guide's server, events included (srt-mcp-server sets it).",
     )
     max_retained: int = Field(
-        50_000, ge=1, le=100_000_000, description="Executions kept in memory; the oldest finished go first."
+        default=50_000,
+        ge=1,
+        le=100_000_000,
+        description="Executions kept in memory; the oldest finished go first.",
     )
     max_retained_mb: int = Field(
-        4096, ge=1, le=1 << 30, description="Output kept in memory, MiB; the oldest finished go first."
+        default=4096, ge=1, le=1 << 30, description="Output kept in memory, MiB; the oldest finished go first."
     )
 
-    @field_validator("read_only_paths", "allowed_hosts", "allowed_origins", mode="before")
+    @field_validator(
+        "read_only_paths",
+        "allowed_hosts",
+        "allowed_origins",
+        mode="before",
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -258,6 +324,15 @@ def check_exposure(settings: Settings) -> None:
         f"code here. Set {variable_name('auth_token')} or {variable_name('auth_tokens_file')}, or say "
         "--allow-unauthenticated."
     )
+
+
+def refuse_unbuilt(settings: Settings) -> None:
+    """Raise SettingsError when a setting asks for what this version does not have. Never shows the URL."""
+    if settings.redis_url is not None:
+        raise SettingsError(
+            "REDIS_URL is set, but Redis state is not built in yet: executions are kept in the memory of one process. "
+            "Unset REDIS_URL to run like that."
+        )
 
 
 def is_loopback(host: str) -> bool:

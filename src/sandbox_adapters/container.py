@@ -1,0 +1,133 @@
+"""The container: which adapter stands behind which port. The only place, beside tests, that names concrete adapters.
+
+It only wires. Contexts are entered, and left, by `open_sandbox`.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from dependency_injector import containers, providers
+
+from sandbox_adapters.auth_tokens import load_auth_tokens
+from sandbox_adapters.clock import SystemClock
+from sandbox_adapters.control.local import LocalControlChannel
+from sandbox_adapters.limits import Limits, limits_in_force
+from sandbox_adapters.queues.local import LocalQueue
+from sandbox_adapters.settings import Settings
+from sandbox_adapters.stores.memory import MemoryStateStore
+from sandbox_core.application.admission import share_of_one
+from sandbox_core.application.run import RunConfig
+from sandbox_core.application.service import ExecutionService
+from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
+from sandbox_core.domain.ids import NodeId, new_node_id
+from sandbox_core.ports.runner import ProcessRunner
+from sandbox_core.ports.store import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How places and waiting room are shared among the principals that can exist."""
+
+    quota: Quota
+    queued_per_principal: int
+
+
+def shares_of(settings: Settings) -> Shares:
+    """Return the counts that hold for these settings and the principals that they know.
+
+    Raises SettingsError when the token file cannot be used.
+    """
+    principals = max(1, len(load_auth_tokens(settings)))
+    per_principal = settings.max_per_principal or share_of_one(settings.max_concurrent, principals)
+    return Shares(
+        quota=Quota(
+            per_node=settings.max_concurrent, per_principal=per_principal, per_session=settings.max_per_session
+        ),
+        queued_per_principal=share_of_one(settings.max_queued, principals),
+    )
+
+
+def node_here() -> NodeId:
+    """Return a fresh node id that begins with this machine's name."""
+    return new_node_id(socket.gethostname())
+
+
+def bubblewrap_runner(settings: Settings) -> ProcessRunner:
+    """Return the default runner. Imported here, since a program with a runner of its own does not need it."""
+    from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+
+    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=settings.read_only_paths)
+
+
+def local_runner() -> ProcessRunner:
+    """Return the runner that isolates nothing."""
+    from sandbox_adapters.runners.local import LocalRunner
+
+    return LocalRunner()
+
+
+class SandboxContainer(containers.DeclarativeContainer):
+    """Every object of one sandbox, made once. `limits` and what needs it come after the runner was entered."""
+
+    settings = providers.Dependency(instance_of=Settings)
+
+    clock = providers.Singleton(SystemClock)
+    node = providers.Singleton(node_here)
+    shares = providers.Singleton(shares_of, settings)
+
+    store = providers.Selector(
+        settings.provided.state,
+        memory=providers.Singleton(
+            MemoryStateStore,
+            clock,
+            ttl_seconds=settings.provided.ttl_seconds,
+            max_retained=settings.provided.max_retained,
+            max_retained_mb=settings.provided.max_retained_mb,
+        ),
+    )
+    queue = providers.Selector(
+        settings.provided.state,
+        memory=providers.Singleton(
+            LocalQueue,
+            max_depth=settings.provided.max_queued,
+            max_per_principal=shares.provided.queued_per_principal,
+            clock=clock,
+        ),
+    )
+    control = providers.Selector(
+        settings.provided.state,
+        memory=providers.Singleton(LocalControlChannel),
+    )
+    runner = providers.Selector(
+        settings.provided.runner,
+        bubblewrap=providers.Singleton(bubblewrap_runner, settings),
+        local=providers.Singleton(local_runner),
+    )
+
+    limits: providers.Provider[Limits] = providers.Singleton(limits_in_force, settings, runner.provided.unenforceable)
+    service = providers.Singleton(
+        ExecutionService,
+        store=store,
+        queue=queue,
+        control=control,
+        clock=clock,
+        ceiling=limits.provided.ceiling,
+        defaults=limits.provided.defaults,
+        screen=runner.provided.unenforceable,
+    )
+    supervisor = providers.Singleton(
+        ExecutionSupervisor,
+        store=store,
+        queue=queue,
+        control=control,
+        runner=runner,
+        clock=clock,
+        node=node,
+        quota=shares.provided.quota,
+        config=providers.Singleton(
+            SupervisorConfig,
+            run=providers.Singleton(RunConfig, kill_grace_seconds=settings.provided.kill_grace_seconds),
+        ),
+    )

@@ -1,0 +1,64 @@
+"""How a Python caller's arguments become a Submission."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sandbox_adapters.policy_input import parse_policy
+from sandbox_core.application.service import Submission
+from sandbox_core.domain.command import Command
+from sandbox_core.domain.errors import InvalidArgument
+from sandbox_core.domain.ids import parse_session_id
+from sandbox_core.domain.policy import ExecutionPolicy
+
+PolicyInput = ExecutionPolicy | Mapping[str, Any] | None
+
+
+def make_submission(
+    command: str | Sequence[str],
+    *,
+    timeout_seconds: float | None = None,
+    working_directory: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes | str = b"",
+    interactive: bool = False,
+    policy: PolicyInput = None,
+    session_id: str | None = None,
+    idempotency_key: str | None = None,
+) -> Submission:
+    """Check the arguments and return what `ExecutionService.submit` takes.
+
+    Args:
+        command: text for the shell, or a list of a program and its arguments, run without a shell.
+        timeout_seconds: wall time, seconds; also accepted inside the policy, but not both.
+        policy: an ExecutionPolicy, or a mapping in the shape of `sandbox_config`.
+
+    Raises InvalidArgument naming the argument.
+    """
+    return Submission(
+        command=Command(
+            argv=None if isinstance(command, str) else tuple(command),
+            shell=command if isinstance(command, str) else None,
+            working_directory=working_directory,
+            environment=dict(environment or {}),
+            stdin=stdin.encode() if isinstance(stdin, str) else bytes(stdin),
+            interactive=interactive,
+        ),
+        policy=_policy(policy, timeout_seconds),
+        session_id=None if session_id is None else parse_session_id(session_id),
+        idempotency_key=idempotency_key,
+    )
+
+
+def _policy(given: PolicyInput, timeout_seconds: float | None) -> ExecutionPolicy:
+    if given is None:
+        policy = ExecutionPolicy()
+    else:
+        policy = given if isinstance(given, ExecutionPolicy) else parse_policy(given)
+    if timeout_seconds is None:
+        return policy
+    if policy.resource_limits.timeout_seconds not in (None, timeout_seconds):
+        raise InvalidArgument("timeout_seconds", "is also given in the policy, with another value; give it once")
+    return replace(policy, resource_limits=replace(policy.resource_limits, timeout_seconds=timeout_seconds))
