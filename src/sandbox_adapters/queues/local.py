@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import anyio
 
 from sandbox_adapters.clock import SystemClock
-from sandbox_core.domain.errors import ServerFull
+from sandbox_core.domain.errors import ServerDraining, ServerFull
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.queue import Admit, Delivery, QueueItem
@@ -61,6 +61,7 @@ class LocalQueue:
         self._waiting: dict[ExecutionId, QueueItem] = {}
         self._taken: dict[str, Delivery] = {}
         self._receipts = 0
+        self._closed = False
         # A refusal counts for the round in which the question began: a release during the question is not missed.
         self._round = 0
         self._changed = anyio.Event()
@@ -68,6 +69,8 @@ class LocalQueue:
 
     async def put(self, item: QueueItem) -> None:
         """Add an item; again, while it waits, is no error. ServerFull estimates the time from the last hand-overs."""
+        if self._closed:
+            raise ServerDraining
         if item.execution_id in self._waiting:
             return
         lanes: _Lanes = self._ring.get(item.principal, OrderedDict())
@@ -134,6 +137,14 @@ class LocalQueue:
     async def recheck(self) -> None:
         """Ask `admit` again about refused items."""
         self._wake()
+
+    async def close(self) -> Sequence[QueueItem]:
+        """Return and forget everything that waits: nobody else could take it. An item just being asked about is left."""
+        self._closed = True
+        waiting = [item for item in self._waiting.values() if self._lane(item).asked is not item]
+        for item in waiting:
+            self._forget(item, self._lane(item))
+        return waiting
 
     async def depth(self) -> int:
         """Return how many items wait."""

@@ -20,6 +20,7 @@ from sandbox_core.domain.errors import (
 )
 from sandbox_core.domain.ids import ExecutionId, NodeId
 from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
 from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
@@ -232,6 +233,8 @@ class ExecutionSupervisor:
     async def _end_unstarted(self, item: QueueItem) -> None:
         try:
             execution = await self._store.load(item.execution_id)
+            if execution.status is not ExecutionStatus.PENDING:
+                return
             outcome = Outcome(reason=TerminationReason.NEVER_STARTED, message="Never started: the server shut down.")
             now = self._clock.now()
             ended = execution.apply(execution.finish(outcome, now))

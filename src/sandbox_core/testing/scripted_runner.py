@@ -56,6 +56,7 @@ class Script:
         exit_code: what it exits with; ignored when `signal_number` is given.
         signal_number: ends by this signal.
         ignores_terminate: only `kill` ends it early.
+        reads_input: False for a program that never reads, so that its input backs up.
         raises: entering `start` raises this instead of starting.
     """
 
@@ -65,6 +66,7 @@ class Script:
     steps: Sequence[Step] = ()
     signal_number: int | None = None
     ignores_terminate: bool = False
+    reads_input: bool = True
     raises: SandboxError | None = None
 
 
@@ -174,7 +176,9 @@ class ScriptedProcess:
     async def send_stdin(self, data: bytes) -> None:
         """Hand input to the script."""
         await anyio.lowlevel.checkpoint()
-        if self._input_closed or self._exit is not None:
+        while not self._script.reads_input and not self._takes_no_input():
+            await self._changed.wait()
+        if self._takes_no_input():
             raise InputClosed(self._execution_id)
         self.received += data
         self._input.append(data)
@@ -221,6 +225,9 @@ class ScriptedProcess:
             await anyio.sleep(seconds)
         else:
             await self._clock.sleep_until(self._clock.monotonic() + seconds)
+
+    def _takes_no_input(self) -> bool:
+        return self._input_closed or self._exit is not None
 
     def _end(self, number: int) -> None:
         if self._exit is None and self._ended_by is None:
