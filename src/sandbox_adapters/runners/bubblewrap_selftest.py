@@ -1,0 +1,147 @@
+"""The start-up self-test: run a command with the full options and look at what came out, from both sides."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+
+from sandbox_adapters.runners.launcher import children
+from sandbox_core.domain.command import Command
+from sandbox_core.domain.errors import InputClosed, SandboxError
+from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.ports.runner import Launch, Process, ProcessExit, Stream
+
+_SECONDS = 10
+_WORKSPACE_MB = 1
+_MARK = "@@"
+_SCRIPT = """
+echo ready
+IFS= read -r go
+cat /proc/self/status; echo @@
+cat /proc/net/dev; echo @@
+echo /proc/[0-9]*; echo @@
+ls -l /proc/$$/fd; echo @@
+cat /proc/1/environ; echo @@
+cat /proc/mounts; echo @@
+(: > /usr/self-test) 2>/dev/null && echo usr
+(: > /self-test) 2>/dev/null && echo root
+(: > /etc/self-test) 2>/dev/null && echo etc
+(: > /dev/self-test) 2>/dev/null && echo dev
+echo @@
+pwd; echo @@
+head -c 2097152 /dev/zero 2>/dev/null > big; echo $?; echo @@
+echo 1 > /dev/stderr && echo reopened
+"""
+_MANY_PROCESSES = 20
+_HIGHEST_EXPECTED_FD = 2
+
+
+class SelfTestFailed(Exception):
+    """The sandbox did not hold what it must; the message says what."""
+
+
+class Starter(Protocol):
+    """How the self-test starts a command."""
+
+    def __call__(self, launch: Launch) -> AbstractAsyncContextManager[Process]: ...
+
+
+async def self_test(start: Starter, *, launcher_pid: int) -> None:
+    """Raise SelfTestFailed unless a command started by `start` is isolated as promised."""
+    policy = ExecutionPolicy(
+        resource_limits=ResourceLimits(
+            workspace_mb=_WORKSPACE_MB, max_processes=64, max_open_files=256, max_memory_mb=512, max_cpu_seconds=10
+        )
+    )
+    launch = Launch(ExecutionId("self-test"), Command(argv=("sh", "-c", _SCRIPT), interactive=True), policy)
+    try:
+        with anyio.fail_after(_SECONDS):
+            async with start(launch) as process:
+                text, seen_uids, exit_ = await _observe(process, launcher_pid)
+    except TimeoutError:
+        raise SelfTestFailed(f"a command does not end within {_SECONDS} s") from None
+    except (SandboxError, OSError) as error:
+        raise SelfTestFailed(str(error)) from error
+    if exit_.exit_code != 0:
+        raise SelfTestFailed(exit_.message or f"a command exits {exit_.exit_code}: {text.strip()[-300:]}")
+    problems = _problems(text.split(_MARK), seen_uids)
+    if problems:
+        raise SelfTestFailed("; ".join(problems))
+
+
+async def _observe(process: Process, launcher_pid: int) -> tuple[str, set[int], ProcessExit]:
+    """Return what was printed, the kernel uids of the tree while it waits for its input, and its exit."""
+    pieces: list[bytes] = []
+    uids: set[int] = set()
+
+    async def read(stream: Stream) -> None:
+        while data := await process.read(stream, 65536):
+            pieces.append(data)
+
+    async with anyio.create_task_group() as tasks:
+        while not pieces:
+            pieces.append(await process.read(Stream.STDOUT, 65536) or b"ended")
+        tree = [launcher_pid]
+        for pid in tree:
+            tree += children(pid)
+        uids.update(*(_kernel_uids(pid) for pid in tree[1:]))
+        tasks.start_soon(read, Stream.STDOUT)
+        tasks.start_soon(read, Stream.STDERR)
+        with suppress(InputClosed):
+            await process.send_stdin(b"go\n")
+        exit_ = await process.wait()
+    return b"".join(pieces).decode(errors="replace"), uids, exit_
+
+
+def _kernel_uids(pid: int) -> set[int]:
+    """The real, effective, saved and file-system uid of a process; empty when it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return set()
+    return {int(uid) for uid in status.partition("\nUid:")[2].split("\n")[0].split()}
+
+
+def _problems(parts: list[str], uids: set[int]) -> list[str]:
+    if len(parts) != _SCRIPT.count(_MARK) + 1:
+        return ["its output is cut off"]
+    status, network, processes, descriptors, environ, mounts, written, directory, quota, reopened = parts
+    found = []
+    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    if fields.get("Uid", "").split()[:1] != ["1000"]:
+        found.append("the command is not uid 1000")
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        if int(fields.get(name, "1"), 16) != 0:
+            found.append(f"the command has capabilities ({name})")
+    if fields.get("NoNewPrivs", "").strip() != "1":
+        found.append("no_new_privs is not set")
+    interfaces = [line.split(":")[0].strip() for line in network.splitlines() if ":" in line]
+    if interfaces != ["lo"]:
+        found.append(f"it has network interfaces {', '.join(interfaces) or 'unknown'}")
+    if not 0 < len(processes.split()) < _MANY_PROCESSES:
+        found.append("it sees the processes of the host")
+    open_files = [int(line.split(" -> ")[0].split()[-1]) for line in descriptors.splitlines() if " -> " in line]
+    if not open_files or max(open_files) > _HIGHEST_EXPECTED_FD:
+        found.append(f"it inherits descriptors {open_files}")
+    if environ.strip("\0\n"):
+        found.append("the environment of its pid 1 is not empty")
+    points = {line.split()[1]: line.split()[3].split(",") for line in mounts.splitlines() if line.count(" ") > 2}  # noqa: PLR2004 - four fields
+    for point in ("/", "/usr", "/etc", "/proc/sys", "/dev"):
+        if "ro" not in points.get(point, ()):
+            found.append(f"{point} is not mounted read-only")
+    if written.split():
+        found.append(f"it can write to {', '.join(written.split())}")
+    if directory.strip() != "/workspace":
+        found.append("it does not start in /workspace")
+    if quota.strip() == "0":
+        found.append("the workspace has no size limit")
+    if "reopened" not in reopened:
+        found.append("it cannot open /dev/stderr")
+    if os.geteuid() == 0 and (0 in uids or not uids):
+        found.append("it runs with the kernel's uid 0")
+    return found

@@ -1,0 +1,183 @@
+"""The runner's runtime directory: a copy of bwrap that an unprivileged uid can reach, and an /etc of our own.
+
+A directory is locked (flock(2)) while a runner or its launcher lives; one whose lock is free was left behind by
+processes that were killed, and the next runner removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from sandbox_adapters.runners.remove_tree import remove_tree
+
+PREFIX = "sandbox-runner-"
+
+_ETC_FILES = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\n"
+    "sandbox:x:1000:1000:sandbox:/workspace:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n",
+    "hostname": "sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\n",
+    "resolv.conf": "",
+}
+_ETC_COPIED = (
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "os-release", "debian_version", "mime.types",
+    "protocols", "services", "alternatives", "ca-certificates", "ca-certificates.conf", "ssl/certs", "ssl/openssl.cnf",
+    "ssl/cert.pem", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "pki/ca-trust/extracted",
+    "crypto-policies/back-ends", "fonts",
+)  # fmt: skip
+_ETC_PATTERNS = ("java-*-openjdk", "python3*")
+"""What ordinary programs read and is the same on every machine of a distribution; no keys, no accounts."""
+
+
+class RuntimeDirectory:
+    """One locked directory. `close` unlocks it; removing it is the launcher's work, or `close`'s when it is gone."""
+
+    def __init__(self, path: str, lock: int) -> None:
+        self.path = path
+        self.lock = lock
+
+    @classmethod
+    def create(cls, *, reachable: bool, base: str | None = None) -> RuntimeDirectory:
+        """Make a directory, after sweeping those left behind in the same place.
+
+        Args:
+            reachable: every user must be able to read what is in it, for a server that is root.
+            base: where to make it; None: the first usable one of the usual temporary directories.
+
+        Raises OSError when there is no usable place.
+        """
+        for place in (base,) if base is not None else _places():
+            if _usable(place, reachable=reachable):
+                break
+        else:
+            raise OSError(
+                f"no directory for temporary files that {'every user' if reachable else 'we'} can execute from"
+            )
+        sweep(place)
+        while True:
+            path = tempfile.mkdtemp(prefix=PREFIX, dir=place)
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, path):
+                os.chmod(path, 0o711 if reachable else 0o700)
+                return cls(path, lock)
+            os.close(lock)  # a sweeper was here between the two calls
+
+    def stage(self, program: Path) -> Path:
+        """Copy a program, with the library directory that a wheel keeps beside it; return the copy's path."""
+        package = program.parent.parent
+        top = Path(self.path, "programs", f"{len(os.listdir(self.path))}")
+        copy = top / package.name / program.parent.name / program.name
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(program, copy)
+        libraries = package.parent / f"{package.name}.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, top / libraries.name, copy_function=shutil.copyfile)
+        _open_up(Path(self.path, "programs"), executable=True)
+        return copy
+
+    def make_etc(self) -> Path:
+        """Write the /etc that sandboxes see and return its path."""
+        etc = Path(self.path, "etc")
+        etc.mkdir()
+        for name in _ETC_COPIED:
+            _copy(Path("/etc", name), etc / name)
+        for pattern in _ETC_PATTERNS:
+            for source in Path("/etc").glob(pattern):
+                _copy(source, etc / source.name)
+        for name, text in _ETC_FILES.items():
+            (etc / name).write_text(text)
+        mounts = etc / "mtab"
+        mounts.symlink_to("/proc/self/mounts")
+        _open_up(etc)
+        return etc
+
+    def close(self) -> None:
+        """Remove the directory if it is still there, and unlock it."""
+        try:
+            remove_tree(self.path)
+        finally:
+            os.close(self.lock)
+
+
+def sweep(place: str) -> None:
+    """Remove the runtime directories of dead runners of this user in `place`, and nothing else."""
+    for name in os.listdir(place):
+        path = os.path.join(place, name)
+        if not name.startswith(PREFIX):
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # not a directory, not ours to read, or gone
+        try:
+            if os.fstat(lock).st_uid != os.geteuid():
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, path):
+                remove_tree(path)
+        except OSError:
+            continue  # in use, or somebody else is sweeping
+        finally:
+            os.close(lock)
+
+
+def reachable_by_everyone(path: Path) -> bool:
+    """True when any uid may execute `path` as far as modes tell."""
+    return all(os.stat(part).st_mode & stat.S_IXOTH for part in (path, *path.resolve().parents))
+
+
+def _places() -> list[str]:
+    return list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", "/run")))  # noqa: S108 - mkdtemp below them
+
+
+def _usable(place: str, *, reachable: bool) -> bool:
+    try:
+        if os.statvfs(place).f_flag & os.ST_NOEXEC or not os.access(place, os.W_OK | os.X_OK):
+            return False
+        return not reachable or reachable_by_everyone(Path(place))
+    except OSError:
+        return False
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what everybody may read; a link that leads outside /etc stays a link, so that it follows the view of /usr."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            os.symlink(os.readlink(source), target)
+        elif source.is_dir():
+            target.mkdir(exist_ok=True)
+            for entry in os.listdir(source):
+                _copy(source / entry, target / entry)
+        elif source.is_file() and source.stat().st_mode & stat.S_IROTH:
+            shutil.copyfile(source, target)
+    except OSError:
+        return  # vanished, or not ours to read: the sandbox does without
+
+
+def _open_up(top: Path, *, executable: bool = False) -> None:
+    """Let every user read the tree whatever the server's umask is."""
+    os.chmod(top, 0o755)
+    for folder, folders, files in os.walk(top):
+        for name in folders:
+            if not os.path.islink(path := os.path.join(folder, name)):
+                os.chmod(path, 0o755)
+        for name in files:
+            if not os.path.islink(path := os.path.join(folder, name)):
+                os.chmod(path, 0o755 if executable else 0o644)
