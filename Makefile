@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-done
 PYTEST := $(BIN)/python -m pytest
 PINS := .tools/pins
 
-.PHONY: help setup demo test check unit bench conformance test-versions pins clean
+.PHONY: help setup demo test check unit bench conformance test-versions docs pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ conformance: $(STAMP) ## The official MCP conformance suite on both protocol era
 
 test-versions: ## Unit and contract tests on every CPython from 3.11 that is found
 	@bash scripts/test_versions.sh
+
+docs: $(STAMP) ## Write the generated parts of docs/ again
+	@$(BIN)/python scripts/generate_docs.py
 
 pins: ## Compile requirements/*.txt again (PINS_ARGS=--upgrade for the newest)
 	@[ -x $(PINS)/bin/pip-compile ] || { $(BIN)/python -m venv $(PINS) && $(PINS)/bin/pip install -q pip-tools==7.6.2; }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import anyio
@@ -19,7 +18,6 @@ LIMITS = {
     "SANDBOX_MAX_CONCURRENT": "600",
     "SANDBOX_MAX_PER_SESSION": "600",
     "SANDBOX_MAX_QUEUED": "1000",
-    "SANDBOX_CEILING": json.dumps({"resource_limits": {"timeout_seconds": 900}}),
     "SANDBOX_TIMEOUT": "900",
 }
 

@@ -91,7 +91,7 @@ async def interactive(client: Client) -> None:
     started = await ask(client, "execute_code_async", command=["python3", "-c", program], interactive=True)
     execution = started["execution_id"]
     await ask(client, "send_stdin", execution_id=execution, input_data="hello")
-    await ask(client, "send_stdin", execution_id=execution, input_data="is anybody there?", end_of_input=True)
+    await ask(client, "send_stdin", execution_id=execution, input_data="is anybody there?", end=True)
     reply = await ask(client, "get_execution_output", execution_id=execution, wait=True)
     expect(reply["stdout"] == "you said HELLO\nyou said IS ANYBODY THERE?\nbye\n", "both answers and the end")
 

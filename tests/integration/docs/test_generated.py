@@ -1,0 +1,47 @@
+"""The parts of docs/ that are facts of the code are up to date, and what the documents point to is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess  # noqa: TID251  # the generator is a program
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox_adapters.policy_input import parse_policy
+from tests.integration.docs.markdown import ROOT, blocks
+
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.integration
+def test_generated_parts_match_the_code() -> None:
+    argv = [sys.executable, str(ROOT / "scripts" / "generate_docs.py"), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr} (make docs writes them)"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    missing = [
+        link for link in LINK.findall(document.read_text(encoding="utf-8")) if not (document.parent / link).exists()
+    ]
+    assert missing == []
+
+
+def test_every_policy_example_is_accepted() -> None:
+    examples = [json.loads(item.text) for item in blocks("docs/configuration.md") if item.language == "json"]
+    policies = [parse_policy(example) for example in examples if "resource_limits" in example]
+    assert len(policies) == 1
+
+
+def test_tests_named_in_the_threat_model_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert named
+    for name, test in named:
+        assert (ROOT / name).is_file(), name
+        assert f"def {test}" in (ROOT / name).read_text(encoding="utf-8"), f"{name}::{test}"
