@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 import anyio
 
-from sandbox_adapters.sandbox import open_sandbox
+from sandbox_adapters import open_sandbox
 
 
 async def main() -> None:

@@ -3,8 +3,7 @@
 import anyio
 import pytest
 
-from sandbox_adapters.sandbox import Sandbox, open_sandbox
-from sandbox_adapters.settings import Settings
+from sandbox_adapters import Sandbox, Settings, open_sandbox
 from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
 
 
