@@ -58,7 +58,8 @@ def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     """Return the default runner. Imported here, since a program with a runner of its own does not need it."""
     from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 
-    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=settings.read_only_paths)
+    visible = [str(path) for path in settings.read_only_paths]
+    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=visible)
 
 
 def local_runner() -> ProcessRunner:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import anyio
 
 from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.results import Health, RunResult, result_of
 from sandbox_adapters.settings import Settings, refuse_unbuilt, unknown_variables
@@ -37,7 +38,8 @@ _log = get_logger("sandbox_adapters.sandbox")
 class Sandbox:
     """Runs commands for one principal. Made by `open_sandbox`; every method raises ExecutionNotFound for foreign ids.
 
-    `service` and `supervisor` are the application underneath, for what this facade leaves out.
+    `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
+    ceiling and the default limits in force.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Sandbox:
         store: StateStore,
         queue: ExecutionQueue,
         runner: ProcessRunner,
+        limits: Limits,
         principal: Principal = LOCAL_PRINCIPAL,
     ) -> None:
         self.settings = settings
+        self.limits = limits
         self.service = service
         self.supervisor = supervisor
         self.runner = runner
@@ -68,6 +72,7 @@ class Sandbox:
             store=self._store,
             queue=self._queue,
             runner=self.runner,
+            limits=self.limits,
             principal=principal,
         )
 
@@ -319,4 +324,5 @@ def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:
         store=container.store(),
         queue=container.queue(),
         runner=container.runner(),
+        limits=container.limits(),
     )

@@ -1,0 +1,242 @@
+"""The command line: `sandbox serve`, `run`, `doctor`, `version`, and `srt-mcp-server`.
+
+What a command needs is imported when it runs, so that `sandbox run` never waits for a server's libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sandbox_core.domain.errors import CallerError, PolicyRefused, SandboxError
+
+EXIT_USAGE = 2
+EXIT_NOT_RUN = 125
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sandbox",
+    help="Run code that nobody has read yet: isolated, limited, with its output as it comes.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+guide_app = typer.Typer(name="srt-mcp-server", add_completion=False, pretty_exceptions_enable=False)
+
+
+class Transport(StrEnum):
+    """How MCP clients reach the server."""
+
+    HTTP = "http"
+    STDIO = "stdio"
+
+
+class RunnerName(StrEnum):
+    """The runners that can be chosen."""
+
+    BUBBLEWRAP = "bubblewrap"
+    LOCAL = "local"
+
+
+@app.command()
+@guide_app.command()
+def serve(
+    context: typer.Context,
+    transport: Annotated[Transport, typer.Option(help="http at /mcp, or stdio for one client.")] = Transport.HTTP,
+    host: Annotated[str | None, typer.Option(help="Address to bind. [SANDBOX_HOST, 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SANDBOX_PORT, 8080]")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Bearer token that clients must send. Every user of this machine can read it in the process list: "
+            "prefer SANDBOX_AUTH_TOKEN or --auth-tokens-file."
+        ),
+    ] = None,
+    auth_tokens_file: Annotated[
+        Path | None, typer.Option(help="JSON file, principal name to token. [SANDBOX_AUTH_TOKENS_FILE]")
+    ] = None,
+    allow_unauthenticated: Annotated[
+        bool | None,
+        typer.Option("--allow-unauthenticated", help="Serve an address that others reach without a token."),
+    ] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Executions at once. [SANDBOX_MAX_CONCURRENT, 10]")] = None,
+    max_per_session: Annotated[
+        int | None, typer.Option(help="Executions at once in one session. [SANDBOX_MAX_PER_SESSION, 5]")
+    ] = None,
+    max_per_principal: Annotated[
+        int | None, typer.Option(help="Executions at once of one principal. [SANDBOX_MAX_PER_PRINCIPAL, a fair share]")
+    ] = None,
+    max_queued: Annotated[int | None, typer.Option(help="Executions that may wait. [SANDBOX_MAX_QUEUED, 100]")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Largest timeout of an execution, seconds. [SANDBOX_TIMEOUT, 300]")
+    ] = None,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Host header to accept; may be repeated. [SANDBOX_ALLOWED_HOSTS]")
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin header to accept; may be repeated. [SANDBOX_ALLOWED_ORIGINS]")
+    ] = None,
+    log_file: Annotated[
+        str | None, typer.Option(help='Log file; "" for none. [SANDBOX_LOG_FILE, sandbox_server.log]')
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="Least level that is logged. [SANDBOX_LOG_LEVEL, INFO]")] = None,
+) -> None:
+    """Serve MCP clients. Flags win over the environment; docs/configuration.md has every variable."""
+    from sandbox_mcp.cli_serve import run_server
+
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "auth_token": token,
+        "auth_tokens_file": auth_tokens_file,
+        "allow_unauthenticated": allow_unauthenticated,
+        "max_concurrent": max_concurrent,
+        "max_per_session": max_per_session,
+        "max_per_principal": max_per_principal,
+        "max_queued": max_queued,
+        "timeout": timeout,
+        "runner": None if runner is None else runner.value,
+        "allowed_hosts": allowed_host,
+        "allowed_origins": allowed_origin,
+        "log_file": log_file,
+        "log_level": log_level,
+        "guide_replies": True if context.obj == "guide" else None,
+    }
+    flags = {name: value for name, value in given.items() if value not in (None, [])}
+    raise typer.Exit(run_server(transport.value, flags))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARG]...", show_default=False)] = None,
+    shell: Annotated[str | None, typer.Option("-c", metavar="TEXT", help="Run this text in a shell instead.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Wall time, seconds. [60]")] = None,
+    idle_timeout: Annotated[float | None, typer.Option(help="End it after so long without output, seconds.")] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable; without a value, pass yours."),
+    ] = None,
+    workdir: Annotated[str | None, typer.Option("--workdir", "-w", help="Where it starts. [the workspace]")] = None,
+    memory: Annotated[int | None, typer.Option(help="Memory of each process, MiB. [2048]")] = None,
+    cpu_seconds: Annotated[int | None, typer.Option(help="CPU time of each process, seconds.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Processes and threads at once. [512]")] = None,
+    open_files: Annotated[int | None, typer.Option(help="Open files of each process. [1024]")] = None,
+    file_size: Annotated[int | None, typer.Option(help="Size of one written file, MiB.")] = None,
+    workspace: Annotated[int | None, typer.Option(help="Size of the workspace, MiB. [256]")] = None,
+    max_output: Annotated[
+        int | None,
+        typer.Option(help="Output passed on, bytes; the middle of more is dropped. [the ceiling's, 256 MiB]"),
+    ] = None,
+    allow_write: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Path it may write; repeatable.")
+    ] = None,
+    deny_write: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Path it may not write.")] = None,
+    deny_read: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Path it may not read.")] = None,
+    allow_domain: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Name it may reach.")] = None,
+    deny_domain: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Name it may not reach.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|JSON", help="A policy in the shape of sandbox_config; options add to it."),
+    ] = None,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
+    ] = None,
+    no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")] = False,
+) -> None:
+    """Run one command here, without a server, under the same policy.
+
+    Exits with the command's code (128 + number for a signal); 124 when its time ran out, 130 when interrupted,
+    125 when it was refused or could not be set up, 2 for wrong arguments or settings.
+    """
+    from sandbox_mcp.cli_policy import RunOptions, policy_from_options
+    from sandbox_mcp.cli_run import run_here
+
+    options = RunOptions(
+        policy=policy,
+        limits={
+            "timeout_seconds": timeout,
+            "idle_timeout_seconds": idle_timeout,
+            "max_memory_mb": memory,
+            "max_cpu_seconds": cpu_seconds,
+            "max_processes": processes,
+            "max_open_files": open_files,
+            "max_file_size_mb": file_size,
+            "workspace_mb": workspace,
+            "max_output_bytes": max_output,
+        },
+        paths={"allow_write": allow_write, "deny_write": deny_write, "deny_read": deny_read},
+        domains={"allowed_domains": allow_domain, "denied_domains": deny_domain},
+    )
+    raise typer.Exit(
+        run_here(
+            argv=command or [],
+            shell=shell,
+            policy=policy_from_options(options),
+            environment=env or [],
+            working_directory=workdir,
+            runner=None if runner is None else runner.value,
+            pass_stdin=not no_stdin,
+            json_lines=json_lines,
+        )
+    )
+
+
+@app.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="The runner that has to work. [SANDBOX_RUNNER, bubblewrap]")
+    ] = None,
+) -> None:
+    """Show what this machine can enforce, and how to mend what it cannot. Exits 1 when the runner cannot work."""
+    from sandbox_mcp.cli_doctor import examine
+
+    raise typer.Exit(examine(json_output=json_output, runner=None if runner is None else runner.value))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as version_of
+
+    typer.echo(version_of("sandbox-mcp"))
+
+
+def main() -> None:
+    """Entry point of `sandbox`."""
+    sys.exit(_exit_code(lambda: app(sys.argv[1:] or ["--help"], prog_name="sandbox", standalone_mode=False)))
+
+
+def guide_server_main() -> None:
+    """Entry point of `srt-mcp-server`: `sandbox serve`, with replies in the shape of the guide's server."""
+    sys.exit(_exit_code(lambda: guide_app(prog_name="srt-mcp-server", standalone_mode=False, obj="guide")))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        code = command()
+    except typer.TyperException as error:
+        return _report(error.format_message() or "wrong usage; see --help", EXIT_USAGE)
+    except PolicyRefused as error:
+        return _report(str(error), EXIT_NOT_RUN)
+    except CallerError as error:
+        return _report(str(error), EXIT_USAGE)
+    except SandboxError as error:
+        return _report(str(error), EXIT_NOT_RUN)
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _report(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    typer.echo(f"sandbox: {line}", err=True)
+    return code

@@ -1,0 +1,206 @@
+"""`sandbox run`: one command, here, with its streams joined to ours and its exit code passed on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from sandbox_adapters.limits import Limits
+from sandbox_adapters.logging import configure_logging
+from sandbox_adapters.policy_input import LIMITS, normalise_policy
+from sandbox_adapters.sandbox import Sandbox, open_sandbox
+from sandbox_adapters.settings import Settings
+from sandbox_adapters.submission import make_submission
+from sandbox_core.application.service import Submission
+from sandbox_core.domain.errors import ExecutionFinished, InputClosed, InputFull, InvalidArgument, SandboxError
+from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.domain.policy import LARGEST_LIMIT, ExecutionPolicy
+from sandbox_core.domain.status import ExecutionStatus
+from sandbox_mcp.cli_output import Output, ReaderGone
+
+EXIT_TIMEOUT = 124
+EXIT_NOT_RUN = 125
+EXIT_READER_GONE = 128 + signal.SIGPIPE
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STDIN = 0
+_INPUT_BYTES = 64 * 1024
+_INPUT_RETRY_SECONDS = 0.01
+
+
+def run_here(
+    *,
+    argv: Sequence[str],
+    shell: str | None,
+    policy: ExecutionPolicy,
+    environment: Sequence[str],
+    working_directory: str | None,
+    runner: str | None,
+    pass_stdin: bool,
+    json_lines: bool,
+) -> int:
+    """Run one command and return the exit code of `sandbox run`.
+
+    Raises InvalidArgument for wrong arguments, PolicyRefused, and what opening a sandbox raises.
+    """
+    if shell is not None and argv:
+        raise InvalidArgument("command", "is given twice, as -c TEXT and after --; give it once")
+    if shell is None and not argv:
+        raise InvalidArgument("command", "is missing; write `sandbox run -- CMD` or `sandbox run -c TEXT`")
+    # One process and one run: a server's Redis has no part in it.
+    chosen: dict[str, Any] = {"redis_url": None}
+    if runner is not None:
+        chosen["runner"] = runner
+    settings = Settings(**chosen)
+    configure_logging(level="WARNING")
+    submission = make_submission(
+        list(argv) if shell is None else shell,
+        working_directory=working_directory,
+        environment=_variables(environment),
+        interactive=pass_stdin and _is_open(_STDIN),
+        policy=policy,
+    )
+    return anyio.run(_run, settings, submission, Output(json_lines=json_lines))
+
+
+async def _run(settings: Settings, submission: Submission, output: Output) -> int:
+    # Whoever started us with a signal ignored (nohup, a shell's background job) wants it ignored.
+    obeyed = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with anyio.open_signal_receiver(*obeyed) as signals:
+        async with open_sandbox(settings) as sandbox:
+            wanted = _with_whole_output(submission, settings, sandbox.limits)
+            execution = await sandbox.service.submit(sandbox.principal, wanted)
+            job = _Job(sandbox, execution.id, output)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(job.obey, signals)
+                if submission.command.interactive:
+                    tasks.start_soon(job.forward_input)
+                await job.show()
+                tasks.cancel_scope.cancel()
+            if job.failure is not None:
+                raise job.failure
+            return job.exit_code(await sandbox.service.get(sandbox.principal, execution.id))
+
+
+class _Job:
+    """One execution and what joins it to our terminal."""
+
+    def __init__(self, sandbox: Sandbox, execution_id: ExecutionId, output: Output) -> None:
+        self._sandbox = sandbox
+        self._id = execution_id
+        self._output = output
+        self._showing = anyio.CancelScope()
+        self._signals: list[int] = []
+        self._reader_gone = False
+        self.failure: SandboxError | None = None
+
+    async def show(self) -> None:
+        """Write events as they come, to the end."""
+        try:
+            with self._showing:
+                async for event in self._sandbox.follow(self._id):
+                    await self._output.show(event)
+        except ReaderGone:
+            self._reader_gone = True
+            await self._sandbox.cancel(self._id, force=True)
+        except SandboxError as error:
+            self.failure = error
+
+    async def obey(self, signals: AsyncIterable[signal.Signals]) -> None:
+        """End the command gracefully on the first signal; kill it, and stop writing, on the next."""
+        async for number in signals:
+            self._signals.append(number)
+            again = len(self._signals) > 1
+            try:
+                await self._sandbox.cancel(self._id, force=again)
+            except SandboxError as error:
+                self.failure = error
+            if again:
+                self._showing.cancel()
+
+    async def forward_input(self) -> None:
+        """Pass on what we are given, to its end or until the command takes no more."""
+        try:
+            while data := await _read_input():
+                await self._send(data, end=False)
+            await self._send(b"", end=True)
+        except (InputClosed, ExecutionFinished):
+            return
+        except SandboxError as error:
+            self.failure = error
+
+    async def _send(self, data: bytes, *, end: bool) -> None:
+        while True:
+            try:
+                await self._sandbox.send_stdin(self._id, data, end=end)
+            except InputFull:
+                # The command has not read what it has; the buffer tells nobody when it has room again.
+                await anyio.sleep(_INPUT_RETRY_SECONDS)
+            else:
+                return
+
+    def exit_code(self, execution: Execution) -> int:
+        """Return what `sandbox run` exits with."""
+        if self._reader_gone:
+            return EXIT_READER_GONE
+        if self._signals and execution.status in (ExecutionStatus.CANCELLED, ExecutionStatus.RUNNING):
+            return 128 + self._signals[0]
+        code = None if execution.outcome is None else execution.outcome.exit_code
+        match execution.status:
+            case ExecutionStatus.COMPLETED if code is not None:
+                return code
+            case ExecutionStatus.TIMEOUT:
+                return EXIT_TIMEOUT
+            case _:
+                return EXIT_NOT_RUN
+
+
+async def _read_input() -> bytes:
+    """Return the next piece of our standard input; b"" at its end, and when it cannot be read."""
+    try:
+        await anyio.wait_readable(_STDIN)
+    except PermissionError:  # epoll_ctl(2): a file, which is always ready
+        await anyio.lowlevel.checkpoint()
+    try:
+        return os.read(_STDIN, _INPUT_BYTES)
+    except BlockingIOError:
+        return await _read_input()
+    except OSError:
+        return b""
+
+
+def _with_whole_output(submission: Submission, settings: Settings, limits: Limits) -> Submission:
+    """Ask for all the output that may be had: it is passed on at once, not kept for somebody to read."""
+    asked = submission.policy.resource_limits
+    if asked.max_output_bytes is not None or "max_output_bytes" in normalise_policy(settings.defaults)[LIMITS]:
+        return submission
+    most = limits.ceiling.resource_limits.max_output_bytes or LARGEST_LIMIT
+    policy = replace(submission.policy, resource_limits=replace(asked, max_output_bytes=most))
+    return replace(submission, policy=policy)
+
+
+def _variables(given: Sequence[str]) -> dict[str, str]:
+    variables = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise InvalidArgument("--env", f"{name[:64]!r} has no value and is not set here; write NAME=VALUE")
+            value = os.environ[name]
+        variables[name] = value
+    return variables
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,42 @@
+"""`sandbox serve`: settings from flags and environment, logging, then the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sandbox_adapters.auth_tokens import load_auth_tokens
+from sandbox_adapters.logging import configure_logging, get_logger
+from sandbox_adapters.settings import Settings, check_exposure, refuse_unbuilt
+from sandbox_core.domain.errors import InfrastructureError
+
+EXIT_FAILED = 1
+
+
+def run_server(transport: str, flags: Mapping[str, Any]) -> int:
+    """Serve until told to stop; return 0 after a clean stop, 1 when the server could not work.
+
+    Raises SettingsError when settings cannot be used.
+    """
+    settings = Settings(**flags)
+    refuse_unbuilt(settings)
+    tokens = load_auth_tokens(settings)
+    if transport == "http":
+        check_exposure(settings)
+    configure_logging(
+        level=settings.log_level,
+        log_file=settings.log_file,
+        log_file_required="log_file" in settings.model_fields_set,
+        secrets=[token.get_secret_value() for token in tokens.values()],
+    )
+    from sandbox_mcp import serve
+
+    try:
+        if transport == "http":
+            serve.serve_http(settings)
+        else:
+            serve.serve_stdio(settings)
+    except InfrastructureError as error:
+        get_logger(__name__).error("The server cannot work", code=error.code, problem=str(error))
+        return EXIT_FAILED
+    return 0
