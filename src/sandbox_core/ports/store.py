@@ -106,6 +106,7 @@ class StateStore(Protocol):
         """Store a pending execution and return it.
 
         With a key that this principal used before (and that has not expired), store nothing and return the first.
+        Raises InvalidArgument for one that is not pending, whose id is taken, or that cannot be written as JSON.
         """
         ...
 
@@ -143,14 +144,17 @@ class StateStore(Protocol):
         """Append events and, when given, store the execution's next state; return the newest event's number.
 
         Events are numbered here, without holes. Raises LeaseLost when another token is current or the
-        stored status is terminal; then nothing was written. An expired lease that nobody seized still writes.
+        stored status is terminal, IllegalTransition when the state cannot follow the stored one, InvalidArgument when
+        it is another execution's or something cannot be written as JSON; then nothing was written. An expired lease
+        that nobody seized still writes.
         """
         ...
 
     async def finish_unclaimed(self, execution: Execution, drafts: Sequence[EventDraft]) -> None:
         """Store the terminal state of an execution that nobody has claimed, with its last events.
 
-        Raises ClaimRefused when the stored one is no longer pending, ExecutionNotFound.
+        Raises ClaimRefused when the stored one is no longer pending, IllegalTransition when the given one is not
+        terminal, ExecutionNotFound.
         """
         ...
 
