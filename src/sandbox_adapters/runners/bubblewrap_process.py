@@ -7,8 +7,8 @@ import select
 
 import anyio
 
+from sandbox_adapters.runners.child.wire import STATUS_NOT_STARTED
 from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
-from sandbox_adapters.runners.launcher import STATUS_NOT_STARTED
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
 from sandbox_core.domain.errors import InputClosed
@@ -119,7 +119,8 @@ class BubblewrapProcess:
             poll.register(descriptor, 0)
         with anyio.move_on_after(_LOST_SECONDS):
             # A reading end hangs up when the last process that held the other end is gone; unread data stays.
-            while len(poll.poll(0)) < len(descriptors):
+            # Nothing that anyio can wait for tells of it.
+            while len(poll.poll(0)) < len(descriptors):  # noqa: ASYNC110
                 await anyio.sleep(_LOST_POLL_SECONDS)
         self._end(ProcessExit(reason=TerminationReason.LOST, message="The process that started it was killed."))
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import anyio
 
-from sandbox_adapters.runners.launcher import children
+from sandbox_adapters.runners.child.kernel import children
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import InputClosed, SandboxError
 from sandbox_core.domain.ids import ExecutionId
@@ -130,7 +130,7 @@ def _problems(parts: list[str], uids: set[int]) -> list[str]:
         found.append(f"it inherits descriptors {open_files}")
     if environ.strip("\0\n"):
         found.append("the environment of its pid 1 is not empty")
-    points = {line.split()[1]: line.split()[3].split(",") for line in mounts.splitlines() if line.count(" ") > 2}  # noqa: PLR2004 - four fields
+    points = {line.split()[1]: line.split()[3].split(",") for line in mounts.splitlines() if line.count(" ") > 2}
     for point in ("/", "/usr", "/etc", "/proc/sys", "/dev"):
         if "ro" not in points.get(point, ()):
             found.append(f"{point} is not mounted read-only")

@@ -50,7 +50,8 @@ def exit_of_wait_status(status: int, limits: ResourceLimits, usage: Usage, *, sh
     number = -code if code < 0 else None
     if number is None and shell_codes and _SIGNAL_BASE < code <= _SIGNAL_BASE + _LAST_SIGNAL:
         number = code - _SIGNAL_BASE
-    reason, message, hits = TerminationReason.EXITED, None, ()
+    reason, message = TerminationReason.EXITED, None
+    hits: tuple[LimitHit, ...] = ()
     if number is not None:
         reason, message, hits = _signal_reason(number, limits, usage)
         code = _SIGNAL_BASE + number

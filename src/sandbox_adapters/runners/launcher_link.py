@@ -9,14 +9,13 @@ import os
 import socket
 import struct
 import subprocess  # noqa: TID251 - runners are where processes are started
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import anyio
 
-from sandbox_adapters.runners import launcher
+from sandbox_adapters.runners import child_program
+from sandbox_adapters.runners.child import wire
 
 _log = logging.getLogger("sandbox_adapters.runners")
 
@@ -41,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What to start: see `launcher.RUN`. `limits` are (resource, soft, hard)."""
+    """What to start: see `child.wire.RUN`. `limits` are (resource, soft, hard)."""
 
     bwrap: bytes
     command: Sequence[bytes]
@@ -74,7 +73,7 @@ class LauncherLink:
             ours.setblocking(False)
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(Path(launcher.__file__)), str(theirs.fileno()), directory],
+                    child_program.command("launcher", str(theirs.fileno()), directory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={},
@@ -94,11 +93,11 @@ class LauncherLink:
 
     async def run(self, number: int, request: JobRequest, descriptors: Sequence[int]) -> None:
         """Start job `number`. Sent wholly or, on any error and on cancellation, not at all. Raises OSError."""
-        limits = b"".join(launcher.LIMIT.pack(*limit) for limit in request.limits)
+        limits = b"".join(wire.LIMIT.pack(*limit) for limit in request.limits)
         packet = b"".join(
             (
-                launcher.COMMAND.pack(launcher.OP_RUN, number),
-                launcher.RUN.pack(request.uid, request.processes_inside, len(request.limits)),
+                wire.COMMAND.pack(wire.OP_RUN, number),
+                wire.RUN.pack(request.uid, request.processes_inside, len(request.limits)),
                 limits,
                 b"\0".join((request.bwrap, *request.command)),
             )
@@ -108,11 +107,11 @@ class LauncherLink:
 
     async def terminate(self, number: int) -> None:
         """SIGTERM to the job's payload. No error when the job or the launcher is gone."""
-        await self._tell(launcher.OP_TERMINATE, number)
+        await self._tell(wire.OP_TERMINATE, number)
 
     async def kill(self, number: int) -> None:
         """SIGKILL to the job's tree. No error when the job or the launcher is gone."""
-        await self._tell(launcher.OP_KILL, number)
+        await self._tell(wire.OP_KILL, number)
 
     async def receive(self, on_answer: Callable[[int, Answer], None]) -> None:
         """Pass on answers until the launcher is gone, then reap it."""
@@ -158,7 +157,7 @@ class LauncherLink:
 
     async def _tell(self, operation: bytes, number: int) -> None:
         try:
-            await self._send(launcher.COMMAND.pack(operation, number), [])
+            await self._send(wire.COMMAND.pack(operation, number), [])
         except OSError:
             return
 
@@ -181,14 +180,14 @@ class LauncherLink:
 
 
 def _decode(packet: bytes) -> tuple[int, Answer]:
-    number, status, flags, user, system, rss_kib = launcher.ANSWER.unpack_from(packet)
+    number, status, flags, user, system, rss_kib = wire.ANSWER.unpack_from(packet)
     return number, Answer(
         wait_status=status,
-        executed=bool(flags & launcher.FLAG_EXECUTED),
+        executed=bool(flags & wire.FLAG_EXECUTED),
         user_seconds=user,
         system_seconds=system,
         max_rss_bytes=rss_kib * 1024 if rss_kib >= 0 else None,
-        error=packet[launcher.ANSWER.size :].decode(errors="replace"),
+        error=packet[wire.ANSWER.size :].decode(errors="replace"),
     )
 
 

@@ -13,7 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from sandbox_adapters.runners.remove_tree import remove_tree
+from sandbox_adapters.runners.child.remove_tree import remove_tree
 
 PREFIX = "sandbox-runner-"
 
@@ -156,7 +156,7 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what everybody may read; a link that leads outside /etc stays a link, so that it follows the view of /usr."""
+    """Copy what everybody may read. A link stays a link, so that one into /usr follows the sandbox's view."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
@@ -173,11 +173,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _open_up(top: Path, *, executable: bool = False) -> None:
     """Let every user read the tree whatever the server's umask is."""
-    os.chmod(top, 0o755)
+    os.chmod(top, 0o755)  # noqa: S103 - another uid reads it
     for folder, folders, files in os.walk(top):
         for name in folders:
             if not os.path.islink(path := os.path.join(folder, name)):
-                os.chmod(path, 0o755)
+                os.chmod(path, 0o755)  # noqa: S103 - another uid reads it
         for name in files:
             if not os.path.islink(path := os.path.join(folder, name)):
                 os.chmod(path, 0o755 if executable else 0o644)

@@ -1,8 +1,7 @@
 """The launcher: a small single-threaded process that starts bwrap for the server and reaps every process tree.
 
-Run as `python -I -S launcher.py SOCKET DIRECTORY` by LauncherLink; it imports the standard library only. A small
-process forks in the same time however big the server is, and the thread that forks never ends, which
-PR_SET_PDEATHSIG needs (prctl(2)). The server and the launcher speak packets over an AF_UNIX SOCK_SEQPACKET socket.
+A small process forks in the same time however big the server is, and the thread that forks never ends, which
+PR_SET_PDEATHSIG needs (prctl(2)).
 
 A bwrap that dies leaves its sandbox's pid 1 to the launcher, which is a child subreaper. A job is answered only
 when bwrap and that pid 1 are reaped; a pid namespace whose init was reaped is empty (pid_namespaces(7)), so then the
@@ -11,8 +10,7 @@ whole tree is gone. Signals go by number only to processes that this process has
 
 from __future__ import annotations
 
-import ctypes
-import errno
+import contextlib
 import fcntl
 import gc
 import os
@@ -20,58 +18,16 @@ import resource
 import select
 import signal
 import socket
-import struct
-import sys
-from dataclasses import dataclass, field
 
-OP_RUN, OP_TERMINATE, OP_KILL = b"R", b"T", b"K"
+from .job import Job, become
+from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, parent_of, prctl, reset_signals, send_signal
+from .remove_tree import remove_tree
+from .wire import ANSWER, COMMAND, FLAG_EXECUTED, LIMIT, OP_KILL, OP_RUN, RUN, STATUS_NOT_STARTED, receive_packet
 
-COMMAND = struct.Struct("=cQ")
-"""Every packet to the launcher: operation, job."""
-RUN = struct.Struct("=qqB")
-"""Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
-(-1: no limit set inside), number of LIMITs that follow; then bwrap's path and the command, NUL separated.
-Four descriptors come along: stdin, stdout, stderr, bwrap's options."""
-LIMIT = struct.Struct("=iQQ")
-"""Resource (setrlimit(2)), soft limit, hard limit."""
-ANSWER = struct.Struct("=QiBddq")
-"""From the launcher: job, wait status of bwrap (-1: it could not be started), FLAG_*, user and system CPU seconds,
-largest resident set in KiB (-1 unknown); then a text, empty unless the start failed."""
-
-FLAG_EXECUTED = 1
-"""bwrap reported an exit code of the command, so the command was executed."""
-
-STATUS_NOT_STARTED = -1
-MAX_PACKET_BYTES = 1 << 19
-
-_OPTIONS_FD, _STATUS_FD, _BLOCK_FD, _FIRST_UNUSED_FD = 3, 4, 5, 6
+_OPTIONS_FD, _STATUS_FD, _BLOCK_FD = 3, 4, 5
 _RESERVED_BELOW = 10
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
-_SYS_CLOSE_RANGE = 436
-_OOM_SCORE_ADJ = b"900"
 _POLL_PAYLOAD_SECONDS = 0.002
 _SHUTDOWN_SECONDS = 10
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(slots=True)
-class Job:
-    """One bwrap and what is left of its tree. `outer` is bwrap; `init` the sandbox's pid 1, once known."""
-
-    number: int
-    outer: int
-    status_fd: int
-    block_fd: int
-    processes_inside: int
-    status_text: bytes = b""
-    init: int = 0
-    wait_status: int | None = None
-    waiting_for: set[int] = field(default_factory=set)
-    user_seconds: float = 0.0
-    system_seconds: float = 0.0
-    max_rss_kib: int = -1
-    terminate_wanted: bool = False
 
 
 class Launcher:
@@ -117,23 +73,21 @@ class Launcher:
         signal.alarm(_SHUTDOWN_SECONDS)
         while True:
             for pid in children():
-                _send_signal(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
             try:
                 os.wait()
             except ChildProcessError:
                 return
 
     def _drain_wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 512)
-        except BlockingIOError:
-            pass
 
     def _receive(self) -> bool:
         """Take every packet that waits; False when the server is gone."""
         while True:
             try:
-                packet, descriptors = _receive_packet(self._channel)
+                packet, descriptors = receive_packet(self._channel)
             except BlockingIOError:
                 return True
             except ConnectionError:
@@ -174,7 +128,7 @@ class Launcher:
             argv += [b"--", *command]
             pid = os.fork()
             if pid == 0:
-                self._become(bwrap, argv, passed, uid, limits)
+                become(bwrap, argv, passed, uid, limits, self._pid)
         except OSError as error:
             for descriptor in opened:
                 os.close(descriptor)
@@ -188,35 +142,6 @@ class Launcher:
             self._blocked[status_read] = job
             self._poll.register(status_read, select.EPOLLIN)
 
-    def _become(
-        self, bwrap: bytes, argv: list[bytes], passed: list[int], uid: int, limits: list[tuple[int, int, int]]
-    ) -> None:
-        """In the child: take the job's identity and limits, then execute bwrap. Never returns."""
-        try:
-            with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
-                score.write(_OOM_SCORE_ADJ)
-            os.umask(0o077)
-            for target, descriptor in enumerate(passed):
-                os.dup2(descriptor, target)
-            _libc.syscall(_SYS_CLOSE_RANGE, len(passed), ctypes.c_uint(0xFFFFFFFF), 0)
-            if uid >= 0:
-                os.setgroups([])
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
-            # Changing ids clears it (prctl(2)); the parent may have died before it was set.
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self._pid:
-                os._exit(1)
-            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            for which, soft, hard in limits:
-                resource.setrlimit(which, (_native(soft), _native(hard)))
-            os.execve(bwrap, argv, {})  # noqa: S606 - executing without a shell is the point
-        except BaseException as error:  # noqa: BLE001 - a forked child must not run on into the parent's loop
-            reason = error.strerror if isinstance(error, OSError) else repr(error)
-            os.write(2, b"bwrap: cannot be started: %s\n" % str(reason).encode())
-        finally:
-            os._exit(1)
-
     def _unblock(self, status_fd: int) -> None:
         """Bound the processes inside, once pid 1 exists, and let bwrap go on to the command.
 
@@ -226,7 +151,7 @@ class Launcher:
         job = self._blocked.get(status_fd)
         if job is None:
             return
-        self._read_status(job)
+        job.read_status()
         if not job.init:
             return
         limit = job.processes_inside
@@ -246,21 +171,12 @@ class Launcher:
             self._poll.unregister(job.status_fd)
             del self._blocked[job.status_fd]
 
-    def _read_status(self, job: Job) -> None:
-        try:
-            while data := os.read(job.status_fd, 4096):
-                job.status_text += data
-        except BlockingIOError:
-            pass
-        if not job.init:
-            job.init = _number_after(job.status_text, b'"child-pid":')
-
     def _terminate(self, job: Job) -> None:
         """SIGTERM to the payload's process group; tried again shortly while there is no payload yet."""
         job.terminate_wanted = False
         if job.wait_status is not None:
             return
-        self._read_status(job)
+        job.read_status()
         if not job.init:
             job.terminate_wanted = True
             return
@@ -277,13 +193,13 @@ class Launcher:
             job.terminate_wanted = True
 
     def _is_init(self, job: Job) -> bool:
-        return _parent_of(job.init) == job.outer
+        return parent_of(job.init) == job.outer
 
     def _kill(self, job: Job) -> None:
         if job.wait_status is None:
-            _send_signal(job.outer, signal.SIGKILL)
+            send_signal(job.outer, signal.SIGKILL)
         for pid in job.waiting_for:
-            _send_signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
 
     def _reap(self) -> None:
         while True:
@@ -301,13 +217,13 @@ class Launcher:
 
     def _outer_ended(self, job: Job, status: int, usage: resource.struct_rusage) -> None:
         job.wait_status = status
-        _count(job, usage)
-        self._read_status(job)
+        job.count(usage)
+        job.read_status()
         if job.init:
             if (early := self._reaped_early.pop(job.init, None)) is not None:
-                _count(job, early)
+                job.count(early)
                 job.max_rss_kib = early.ru_maxrss
-            elif job.init in self._by_outer or not _is_child(job.init):
+            elif job.init in self._by_outer or not is_child(job.init):
                 # bwrap reaped its pid 1 itself: the peak is in its own record.
                 job.max_rss_kib = usage.ru_maxrss
             else:
@@ -326,7 +242,7 @@ class Launcher:
         for job in list(self._jobs.values()):
             if pid in job.waiting_for:
                 job.waiting_for.discard(pid)
-                _count(job, usage)
+                job.count(usage)
                 job.max_rss_kib = max(job.max_rss_kib, usage.ru_maxrss)
                 self._finish_if_over(job)
 
@@ -338,7 +254,7 @@ class Launcher:
         del self._jobs[job.number]
         if not self._jobs:
             self._reaped_early.clear()
-        flags = FLAG_EXECUTED if b'"exit-code":' in job.status_text else 0
+        flags = FLAG_EXECUTED if job.executed else 0
         answer = ANSWER.pack(job.number, job.wait_status, flags, job.user_seconds, job.system_seconds, job.max_rss_kib)
         self._send(answer)
 
@@ -364,104 +280,12 @@ class Launcher:
                 self._poll.modify(self._channel.fileno(), select.EPOLLIN)
 
 
-def children(pid: int = 0) -> list[int]:
-    """Return the pids of a process's children; its own without an argument. One thread is all such a process has."""
-    pid = pid or os.getpid()
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as listing:
-            return [int(child) for child in listing.readall().split()]
-    except FileNotFoundError:
-        pass
-    except OSError:
-        return []
-    # No such process, or a kernel without CONFIG_PROC_CHILDREN.
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(int(name)) == pid]
+def main(arguments: list[str]) -> None:
+    """Serve on an inherited socket until its other end is closed, then remove a directory.
 
-
-def _parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            text = stat.read(1024)
-    except OSError:
-        return 0
-    # The name in brackets may hold anything, brackets too (proc_pid_stat(5)).
-    return int(text[text.rindex(b")") + 2 :].split()[1])
-
-
-def _is_child(pid: int) -> bool:
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
-def _count(job: Job, usage: resource.struct_rusage) -> None:
-    job.user_seconds += usage.ru_utime
-    job.system_seconds += usage.ru_stime
-
-
-def _number_after(text: bytes, key: bytes) -> int:
-    _, found, rest = text.partition(key)
-    digits = rest.split(b",")[0].split(b"}")[0].strip()
-    return int(digits) if found and digits.isdigit() and b"\n" in rest else 0
-
-
-def _native(limit: int) -> int:
-    return resource.RLIM_INFINITY if limit >= 1 << 63 else limit
-
-
-def _send_signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _receive_packet(channel: socket.socket) -> tuple[bytes, list[int]]:
-    packet, ancillary, flags, _ = channel.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
-    descriptors: list[int] = []
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors += struct.unpack(f"={len(data) // 4}i", data)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise OSError(errno.EMSGSIZE, "a packet was cut off")
-    return packet, descriptors
-
-
-def _reset_signals() -> None:
-    """Default every signal, then handle what must not end the launcher: exec gives handled ones back their default."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        try:
-            signal.signal(number, signal.SIG_DFL)
-        except OSError:  # kept by the C library for itself
-            continue
-    kept = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
-    for number in kept:
-        signal.signal(number, lambda *_: None)
-
-
-def _remove(directory: str) -> None:
-    for folder, folders, files in os.walk(directory, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        for name in folders:
-            path = os.path.join(folder, name)
-            (os.unlink if os.path.islink(path) else os.rmdir)(path)
-    os.rmdir(directory)
-
-
-def main(socket_number: int, directory: str) -> None:
-    """Serve on an inherited socket until its other end is closed, then remove `directory` (empty text: none)."""
+    Arguments: the socket's descriptor, the directory.
+    """
+    socket_number, directory = int(arguments[0]), arguments[1]
     # What a job's child puts at 0 to 5 must never overwrite what it still has to move there.
     channel = socket.socket(fileno=fcntl.fcntl(socket_number, fcntl.F_DUPFD_CLOEXEC, _RESERVED_BELOW))
     os.close(socket_number)
@@ -469,8 +293,8 @@ def main(socket_number: int, directory: str) -> None:
     while spare < _RESERVED_BELOW:
         spare = os.dup(spare)
     channel.setblocking(False)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _reset_signals()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    reset_signals()
     launcher = Launcher(channel)
     gc.collect()
     gc.freeze()
@@ -480,9 +304,4 @@ def main(socket_number: int, directory: str) -> None:
     finally:
         launcher.end_everything()
     # After a failure the server goes on to use the directory with another launcher.
-    if directory:
-        _remove(directory)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    remove_tree(directory)
