@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 
@@ -124,7 +124,7 @@ class Sandbox:
         stdin: bytes | str = b"",
         policy: PolicyInput = None,
         session_id: str | None = None,
-    ) -> AsyncIterator[OutputEvent]:
+    ) -> AsyncGenerator[OutputEvent, None]:
         """Run a command and yield its events as they come; the last one says how it ended.
 
         Leaving the loop early kills the command once the iterator is closed: use `contextlib.aclosing`.
@@ -187,7 +187,7 @@ class Sandbox:
         await self.service.wait(self.principal, known, until_terminal=True)
         return result_of(await self.service.read_ends(self.principal, known, max_bytes=max_bytes))
 
-    def follow(self, execution_id: str, *, after: int = 0) -> AsyncIterator[OutputEvent]:
+    def follow(self, execution_id: str, *, after: int = 0) -> AsyncGenerator[OutputEvent, None]:
         """Yield the events of an execution numbered over `after` as they come, until the last."""
         return self.service.follow(self.principal, parse_execution_id(execution_id), after=after)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -199,7 +199,7 @@ class ExecutionService:
 
     async def follow(
         self, principal: Principal, execution_id: ExecutionId, *, after: int = 0
-    ) -> AsyncIterator[OutputEvent]:
+    ) -> AsyncGenerator[OutputEvent, None]:
         """Yield every event numbered over `after` as it comes; ends after the terminal one."""
         while True:
             page = await self.read(principal, execution_id, after=after, max_bytes=1 << 20)
