@@ -19,12 +19,13 @@ LIMITS = {
     "SANDBOX_MAX_PER_SESSION": "600",
     "SANDBOX_MAX_QUEUED": "1000",
     "SANDBOX_TIMEOUT": "900",
+    "SANDBOX_DRAIN_GRACE_SECONDS": "0",
 }
 
 
 async def measure() -> list[Row]:
     """Measure `true` idle, start the sleepers, and measure again."""
-    async with serve("--drain-grace-seconds", "0.1", environment=LIMITS) as server, server.client() as client:
+    async with serve(environment=LIMITS) as server, server.client() as client:
         for _ in range(10):
             await time_true(client)
         idle = median([await time_true(client) for _ in range(CALLS)])

@@ -21,7 +21,7 @@ TARGET = 120.0
 async def measure() -> list[Row]:
     """Alternate rounds of bare bwrap (eight threads) and of eight clients; report the median round."""
     baseline, subject = [], []
-    async with serve("--max-concurrent", str(CLIENTS * 2), "--max-per-session", str(CLIENTS * 2)) as server:
+    async with serve(environment={"SANDBOX_MAX_PER_SESSION": str(CLIENTS)}) as server:
         for _ in range(ROUNDS):
             baseline.append(_bare_rate())
             subject.append(await _rate(server))

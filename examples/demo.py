@@ -197,7 +197,7 @@ def _gone(pid: int) -> bool:
 async def main() -> None:
     """Run every step against one server."""
     begun = time.monotonic()
-    async with serve("--drain-grace-seconds", "1") as server:
+    async with serve(environment={"SANDBOX_DRAIN_GRACE_SECONDS": "1"}) as server:
         console.print(f"sandbox serve is up at {server.url}/mcp ({time.monotonic() - begun:.1f} s)")
         async with server.client() as client:
             console.print(f"connected: protocol {client.protocol_version}")

@@ -24,7 +24,16 @@ from tests.integration.docs.markdown import ROOT, block, blocks
 pytestmark = pytest.mark.integration
 
 README = "README.md"
-FILES = ("examples/cli.sh", "examples/agent_client.py", "examples/library.py", "examples/test_with_fixtures.py")
+FILES = (
+    "examples/cli.sh",
+    "examples/agent_client.py",
+    "examples/library.py",
+    "examples/test_with_fixtures.py",
+    "examples/configs/codex.toml",
+    "examples/configs/http.json",
+    "examples/configs/stdio.json",
+    "examples/configs/vscode.json",
+)
 TOOLS = {
     "execute_code",
     "execute_code_async",
@@ -80,12 +89,8 @@ def test_every_snippet_is_marked_and_so_tested() -> None:
     known = {f"file: {name}" for name in FILES} | {
         "test: setup",
         "test: serve",
-        "test: config http mcpServers",
-        "test: config stdio mcpServers",
-        "test: config http servers",
         "test: claude http",
         "test: claude stdio",
-        "test: toml",
     }
     assert {item.marker for item in blocks(README)[1:]} == known
 
@@ -127,12 +132,12 @@ def test_fixtures_example_runs(environment: dict[str, str]) -> None:
 
 @pytest.mark.anyio
 async def test_http_snippets_connect(environment: dict[str, str], tmp_path: Path) -> None:
-    generic = json.loads(block(README, "test: config http mcpServers"))["mcpServers"]["sandbox"]
-    editor = json.loads(block(README, "test: config http servers"))
+    generic = json.loads(block(README, "file: examples/configs/http.json"))["mcpServers"]["sandbox"]
+    editor = json.loads(block(README, "file: examples/configs/vscode.json"))
     asked = {f"${{input:{item['id']}}}" for item in editor["inputs"]}
     assert TOKEN_PLACES.findall(editor["servers"]["sandbox"]["headers"]["Authorization"]) == list(asked)
     flags = claude_add(block(README, "test: claude http"))
-    toml = tomllib.loads(block(README, "test: toml"))["mcp_servers"]["sandbox"]
+    toml = tomllib.loads(block(README, "file: examples/configs/codex.toml"))["mcp_servers"]["sandbox"]
     assert toml["bearer_token_env_var"] in block(README, "test: serve")
     async with serve() as server:
         for entry in (generic, editor["servers"]["sandbox"]):
@@ -150,7 +155,7 @@ async def test_http_snippets_connect(environment: dict[str, str], tmp_path: Path
 
 @pytest.mark.anyio
 async def test_stdio_snippets_connect(environment: dict[str, str]) -> None:
-    generic = json.loads(block(README, "test: config stdio mcpServers"))["mcpServers"]["sandbox"]
+    generic = json.loads(block(README, "file: examples/configs/stdio.json"))["mcpServers"]["sandbox"]
     await connects_over_stdio(generic["command"], generic["args"], environment)
     words = shlex.split(block(README, "test: claude stdio"))
     assert words[:4] == ["claude", "mcp", "add", "sandbox"]
