@@ -14,8 +14,8 @@ from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.queue import Admit, Delivery, QueueItem
 
-_RATE_WINDOW = 16
-"""How many of the last hand-overs the estimate of the waiting time looks at."""
+_TURNS = 16
+"""How many of the last turns the estimate of the waiting time looks at."""
 
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
 
@@ -65,10 +65,12 @@ class LocalQueue:
         # A refusal counts for the round in which the question began: a release during the question is not missed.
         self._round = 0
         self._changed = anyio.Event()
-        self._handed_over: deque[float] = deque(maxlen=_RATE_WINDOW)
+        # How long the last hand-overs took while items waited, in seconds, and when the one to come began.
+        self._turns: deque[float] = deque(maxlen=_TURNS)
+        self._turn_began = 0.0
 
     async def put(self, item: QueueItem) -> None:
-        """Add an item; again, while it waits, is no error. ServerFull estimates the time from the last hand-overs."""
+        """Add an item; again, while it waits, is no error. ServerFull says 1 to 30 seconds, from the last turns."""
         if self._closed:
             raise ServerDraining
         if item.execution_id in self._waiting:
@@ -79,8 +81,7 @@ class LocalQueue:
         if sum(len(lane.items) for lane in lanes.values()) >= self._max_per_principal:
             raise ServerFull(f"{self._max_per_principal} of your executions are waiting already", self._retry_after())
         self._lane(item).items.append(item)
-        self._waiting[item.execution_id] = item
-        self._wake()
+        self._enter(item)
 
     async def take(self, admit: Admit) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
@@ -90,18 +91,8 @@ class LocalQueue:
                 await self._changed.wait()
                 continue
             lane, item = choice
-            lane.asked, round_asked, admitted = item, self._round, False
-            try:
-                admitted = await admit(item)
-            finally:
-                # No await from here to the return: a cancellation finds the item either waiting or delivered.
-                dropped, lane.asked, lane.dropped = lane.dropped, None, False
-                if not admitted:
-                    lane.refused_in = round_asked
-                    if dropped:
-                        self._forget(item, lane)
-                self._signal()
-            if admitted:
+            if await self._ask(admit, lane, item):
+                # No await since the answer: a cancellation finds the item either waiting or delivered.
                 return self._hand_over(item, lane)
 
     async def done(self, delivery: Delivery) -> None:
@@ -118,8 +109,7 @@ class LocalQueue:
         lane.items.appendleft(item)
         self._ring[item.principal].move_to_end(item.session_id, last=False)
         self._ring.move_to_end(item.principal, last=False)
-        self._waiting[item.execution_id] = item
-        self._wake()
+        self._enter(item)
 
     async def remove(self, execution_id: ExecutionId) -> bool:
         """Drop a waiting item."""
@@ -139,9 +129,14 @@ class LocalQueue:
         self._wake()
 
     async def close(self) -> Sequence[QueueItem]:
-        """Return and forget everything that waits: nobody else could take it. An item just being asked about is left."""
+        """Return and forget everything that waits, once the questions that takers are asking are answered.
+
+        Takers get nothing more.
+        """
         self._closed = True
-        waiting = [item for item in self._waiting.values() if self._lane(item).asked is not item]
+        while any(lane.asked is not None for lanes in self._ring.values() for lane in lanes.values()):
+            await self._changed.wait()
+        waiting = list(self._waiting.values())
         for item in waiting:
             self._forget(item, self._lane(item))
         return waiting
@@ -150,12 +145,34 @@ class LocalQueue:
         """Return how many items wait."""
         return len(self._waiting)
 
+    async def _ask(self, admit: Admit, lane: _Lane, item: QueueItem) -> bool:
+        lane.asked, round_asked = item, self._round
+        admitted = False
+        try:
+            admitted = await admit(item)
+            if not admitted:
+                lane.refused_in = round_asked
+        finally:
+            dropped, lane.asked, lane.dropped = lane.dropped, None, False
+            if dropped and not admitted:
+                self._forget(item, lane)
+            self._signal()
+        return admitted
+
+    def _enter(self, item: QueueItem) -> None:
+        if not self._waiting:
+            self._turn_began = self._clock.monotonic()
+        self._waiting[item.execution_id] = item
+        self._wake()
+
     def _lane(self, item: QueueItem) -> _Lane:
         lanes = self._ring.setdefault(item.principal, OrderedDict())
         return lanes.setdefault(item.session_id, _Lane())
 
     def _choose(self) -> tuple[_Lane, QueueItem] | None:
         """Return the next item to ask about: first of principals that nobody is asking about, then of the others."""
+        if self._closed:
+            return None
         for busy in (False, True):
             for lanes in self._ring.values():
                 if any(lane.asked is not None for lane in lanes.values()) is busy:
@@ -175,7 +192,9 @@ class LocalQueue:
         self._receipts += 1
         delivery = Delivery(item, str(self._receipts))
         self._taken[delivery.receipt] = delivery
-        self._handed_over.append(self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._turns.append(now - self._turn_began)
+        self._turn_began = now
         return delivery
 
     def _forget(self, item: QueueItem, lane: _Lane) -> None:
@@ -197,10 +216,9 @@ class LocalQueue:
         self._changed = anyio.Event()
 
     def _retry_after(self) -> int:
-        """Estimate when one item will have left: the mean time between hand-overs, or since the last if longer."""
-        if not self._handed_over:
+        """Estimate when the next item leaves: the mean of the last turns, or the present one if that is longer."""
+        if not self._turns:
             return _UNKNOWN_RETRY_SECONDS
-        since = self._clock.monotonic() - self._handed_over[-1]
-        span = self._handed_over[-1] - self._handed_over[0]
-        mean = span / max(len(self._handed_over) - 1, 1)
-        return min(max(math.ceil(max(since, mean)), _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
+        present = self._clock.monotonic() - self._turn_began if self._waiting else 0.0
+        seconds = max(present, sum(self._turns) / len(self._turns))
+        return min(max(math.ceil(seconds), _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)

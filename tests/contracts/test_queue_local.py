@@ -1,0 +1,135 @@
+"""LocalQueue keeps the ExecutionQueue contract, and what it adds to it."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from sandbox_adapters.queues.local import LocalQueue
+from sandbox_core.domain.errors import ServerDraining, ServerFull
+from sandbox_core.ports.queue import ExecutionQueue, QueueItem
+from sandbox_core.testing.fake_clock import FakeClock
+from sandbox_core.testing.queue_contract import ExecutionQueueContract
+from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, settle
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def satisfies_the_port(queue: LocalQueue) -> ExecutionQueue:
+    """Checked by mypy."""
+    return queue
+
+
+class TestLocalQueue(ExecutionQueueContract):
+    @pytest.fixture
+    def make_queue(self) -> MakeQueue:
+        async def make(*, max_depth: int = 100, max_per_principal: int | None = None) -> ExecutionQueue:
+            return LocalQueue(max_depth=max_depth, max_per_principal=max_per_principal)
+
+        return make
+
+
+@pytest.mark.anyio
+class TestRetryAfter:
+    async def test_it_is_the_recent_time_between_hand_overs(self, fake_clock: FakeClock) -> None:
+        queue = LocalQueue(max_depth=2, clock=fake_clock)
+        for _ in range(2):
+            await queue.put(item())
+        for _ in range(5):
+            await fake_clock.advance(7)
+            await queue.done(await queue.take(everyone))
+            await queue.put(item())
+        assert await self._refused(queue) == 7
+
+    async def test_idle_time_does_not_count(self, fake_clock: FakeClock) -> None:
+        queue = LocalQueue(max_depth=1, clock=fake_clock)
+        for _ in range(5):
+            await fake_clock.advance(1000)
+            await queue.put(item())
+            await fake_clock.advance(2)
+            await queue.done(await queue.take(everyone))
+        await queue.put(item())
+        assert await self._refused(queue) == 2
+
+    @pytest.mark.parametrize(("seconds", "said"), [(0.001, 1), (29.5, 30), (5000, 30)])
+    async def test_it_is_1_to_30_seconds(self, fake_clock: FakeClock, seconds: float, said: int) -> None:
+        queue = LocalQueue(max_depth=1, clock=fake_clock)
+        await queue.put(item())
+        await fake_clock.advance(seconds)
+        await queue.take(everyone)
+        await queue.put(item())
+        assert await self._refused(queue) == said
+
+    async def _refused(self, queue: LocalQueue) -> int:
+        with pytest.raises(ServerFull) as caught:
+            await queue.put(item())
+        return caught.value.retry_after_seconds
+
+
+@pytest.mark.anyio
+class TestBeyondTheContract:
+    async def test_putting_what_waits_already_changes_nothing(self) -> None:
+        queue, put = LocalQueue(max_depth=1), item()
+        await queue.put(put)
+        await queue.put(put)
+        assert await queue.depth() == 1
+
+    async def test_what_is_removed_during_the_question_is_forgotten_when_refused(self) -> None:
+        queue, put, asking, may_answer = LocalQueue(), item(), anyio.Event(), anyio.Event()
+
+        async def refuse(_: QueueItem) -> bool:
+            asking.set()
+            await may_answer.wait()
+            return False
+
+        with anyio.fail_after(10):
+            await queue.put(put)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(queue.take, refuse)
+                await asking.wait()
+                assert not await queue.remove(put.execution_id)
+                may_answer.set()
+                await settle()
+                assert await queue.depth() == 0
+                tasks.cancel_scope.cancel()
+
+    async def test_closing_returns_what_waits_and_refuses_more(self) -> None:
+        queue = LocalQueue()
+        puts = [item(), item("bob", "s")]
+        for put in puts:
+            await queue.put(put)
+        assert list(await queue.close()) == puts
+        assert await queue.depth() == 0
+        assert list(await queue.close()) == []
+        with pytest.raises(ServerDraining):
+            await queue.put(item())
+
+    async def test_closing_waits_for_the_question_of_a_cancelled_taker(self) -> None:
+        queue, put, asking = LocalQueue(), item(), anyio.Event()
+
+        async def ask_for_ever(_: QueueItem) -> bool:
+            asking.set()
+            await anyio.sleep_forever()
+            return True
+
+        with anyio.fail_after(10):
+            await queue.put(put)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(queue.take, ask_for_ever)
+                await asking.wait()
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    assert list(await queue.close()) == [put]
+
+    async def test_empty_lanes_leave_nothing_behind(self) -> None:
+        queue = LocalQueue()
+        for number in range(50):
+            await queue.put(item(f"p{number}", f"s{number}"))
+        for _ in range(25):
+            await queue.done(await queue.take(Gate()))
+        for execution_id in list(queue._waiting):
+            await queue.remove(execution_id)
+        assert (len(queue._ring), len(queue._waiting), len(queue._taken)) == (0, 0, 0)
