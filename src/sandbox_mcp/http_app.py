@@ -1,0 +1,77 @@
+"""The HTTP application: `/mcp` behind its checks, and `/health`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Final
+
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from pydantic import SecretStr
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandbox_adapters.sandbox import Sandbox
+from sandbox_adapters.settings import Settings
+from sandbox_core.domain.ids import Principal
+from sandbox_mcp.auth import RequireToken, TokenTable
+from sandbox_mcp.http_body import BoundBody
+from sandbox_mcp.http_errors import answer_json, refuse
+from sandbox_mcp.http_exchange import InFlight, TrackExchanges
+from sandbox_mcp.http_names import AllowedNames, CheckNames
+
+MCP_PATH: Final = "/mcp"
+HEALTH_PATH: Final = "/health"
+
+
+class SandboxHttpApp:
+    """The ASGI application. Checks go from cheap to dear: names, token, body, protocol.
+
+    Args:
+        names: see http_names.allowed_names.
+        tokens: empty when no token is asked for.
+        manager: the SDK's sessions, entered by the caller.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        manager: StreamableHTTPSessionManager,
+        settings: Settings,
+        *,
+        names: AllowedNames,
+        tokens: Mapping[Principal, SecretStr],
+    ) -> None:
+        self.in_flight = InFlight()
+        self.closing = False
+        self._sandbox = sandbox
+        inner: ASGIApp = BoundBody(
+            TrackExchanges(manager.handle_request, self.in_flight),
+            max_bytes=settings.max_request_bytes,
+            timeout_seconds=settings.body_timeout_seconds,
+        )
+        if tokens:
+            inner = RequireToken(inner, TokenTable(tokens))
+        self._mcp = CheckNames(inner, names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if path == HEALTH_PATH:
+            await self._health(scope, send)
+        elif self.closing:
+            await refuse(send, 503, "server_draining", "The server is shutting down.", close=True)
+        elif path in {MCP_PATH, MCP_PATH + "/"}:
+            await self._mcp(scope, receive, send)
+        else:
+            await refuse(send, 404, "not_found", f"There is only {MCP_PATH} and {HEALTH_PATH}.", close=True)
+
+    async def _health(self, scope: Scope, send: Send) -> None:
+        if scope["method"] not in {"GET", "HEAD"}:
+            await refuse(send, 405, "method_not_allowed", "Use GET.", headers=[(b"allow", b"GET, HEAD")], close=True)
+            return
+        health = await self._sandbox.health()
+        await answer_json(
+            send, 200 if health.status == "ok" else 503, asdict(health), headers=[(b"cache-control", b"no-store")]
+        )

@@ -1,0 +1,62 @@
+"""Request bodies: bounded in size and in time, read before anything else happens."""
+
+from __future__ import annotations
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox_mcp.http_errors import refuse
+
+
+class BoundBody:
+    """ASGI wrapper: 413 for a body over the limit, declared or sent; 408 for one that does not come in time.
+
+    Args:
+        max_bytes: largest body.
+        timeout_seconds: for the whole body, from its headers on.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_seconds: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(declared) > self._max_bytes:
+            await self._too_large(send)
+            return
+        body = bytearray()
+        with anyio.move_on_after(self._timeout_seconds) as bound:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                body += message.get("body", b"")
+                if len(body) > self._max_bytes:
+                    await self._too_large(send)
+                    return
+                if not message.get("more_body", False):
+                    break
+        if bound.cancelled_caught:
+            await refuse(
+                send, 408, "body_timeout", f"The body did not arrive in {self._timeout_seconds:g} s.", close=True
+            )
+            return
+        await self._app(scope, _Replay(bytes(body), receive), send)
+
+    async def _too_large(self, send: Send) -> None:
+        await refuse(send, 413, "body_too_large", f"A body may have {self._max_bytes} bytes.", close=True)
+
+
+class _Replay:
+    """Gives the body that was read, then whatever else comes."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        message, self._message = self._message, None
+        return message if message is not None else await self._receive()

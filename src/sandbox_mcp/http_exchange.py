@@ -1,0 +1,113 @@
+"""What is known of each request while it is served: whether its client is gone, and which ids are in use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox_mcp.caller import EXCHANGE_KEY, Exchange
+from sandbox_mcp.http_errors import refuse
+
+_SESSION_HEADER = b"mcp-session-id"
+
+
+class InFlight:
+    """Counts requests that are being served, so that a shutdown can wait for their answers."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = anyio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count one request while the context lasts."""
+        if self._count == 0:
+            self._idle = anyio.Event()
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if self._count == 0:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Return when no request is being served."""
+        while self._count:
+            await self._idle.wait()
+
+
+class TrackExchanges:
+    """ASGI wrapper around the protocol: puts an Exchange into the scope, counts, and keeps ids apart.
+
+    In an older session the SDK would hand the answer of the first of two requests with one id to the second
+    connection, so the second is refused while the first runs (JSON-RPC wants ids to be unique while in use).
+    """
+
+    def __init__(self, app: ASGIApp, in_flight: InFlight) -> None:
+        self._app = app
+        self._in_flight = in_flight
+        self._used: dict[tuple[bytes, str], Exchange] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        exchange = Exchange()
+        scope[EXCHANGE_KEY] = exchange
+
+        async def watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                exchange.disconnected.set()
+            return message
+
+        session = next((value for name, value in scope["headers"] if name == _SESSION_HEADER), None)
+        if scope["method"] != "POST":
+            await self._app(scope, watch, send)
+            return
+        if session is None:
+            with self._in_flight.counted():
+                await self._app(scope, watch, send)
+            return
+        await self._in_session(session, exchange, scope, watch, send)
+
+    async def _in_session(self, session: bytes, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        identity = _request_id(first.get("body", b""))
+        key = None if identity is None else (session, identity)
+
+        async def replay() -> Message:
+            nonlocal first
+            message, first = first, {}
+            return message or await receive()
+
+        if key is not None:
+            other = self._used.get(key)
+            if other is not None and (not other.answered or other.handlers):
+                await refuse(
+                    send, 409, "duplicate_request_id", "A request with this id is still running in this session."
+                )
+                return
+            self._used[key] = exchange
+        try:
+            with self._in_flight.counted():
+                await self._app(scope, replay, send)
+        finally:
+            exchange.answered = True
+            if key is not None and not exchange.handlers and self._used.get(key) is exchange:
+                del self._used[key]
+
+
+def _request_id(body: bytes) -> str | None:
+    """Return the id of a JSON-RPC request as the SDK keys it; None for anything else."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or "method" not in message or "id" not in message:
+        return None
+    return str(message["id"])

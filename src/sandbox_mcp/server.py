@@ -1,0 +1,104 @@
+"""The MCP server: protocol on one side, the tools on the other. Transports are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, Final
+
+import mcp_types as types
+from mcp.server.caching import CacheHint
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from sandbox_adapters.logging import get_logger
+from sandbox_adapters.policy_input import did_you_mean
+from sandbox_core.application.service import ExecutionService
+from sandbox_core.domain.errors import InfrastructureError, SandboxError
+from sandbox_mcp.arguments import DEFAULT_RESULT_BYTES, LARGEST_RESULT_BYTES
+from sandbox_mcp.caller import caller_of
+from sandbox_mcp.catalogue import INSTRUCTIONS, build_catalogue
+from sandbox_mcp.failures import error_fields, internal_error_fields
+from sandbox_mcp.guide_replies import GuideReplies
+from sandbox_mcp.replies import ReplyStyle, SandboxReplies, ToolResult
+from sandbox_mcp.tools import Tools
+from sandbox_mcp.validation import parse_arguments
+
+SERVER_NAME: Final = "sandbox"
+_CATALOGUE_TTL_MS: Final = 3_600_000
+
+_log = get_logger(__name__)
+
+
+class SandboxServer:
+    """Answers `tools/list` and `tools/call` for every transport and era.
+
+    Args:
+        service: what the tools work on.
+        default_timeout_seconds: what an execution gets that asks for none, shown in the schemas; None: no limit.
+        largest_timeout_seconds: the ceiling of timeout_seconds, shown in the schemas; None when there is none.
+        guide_replies: answer in the shape of the guide's server.
+    """
+
+    def __init__(
+        self,
+        service: ExecutionService,
+        *,
+        default_timeout_seconds: float | None = 60.0,
+        largest_timeout_seconds: float | None = None,
+        guide_replies: bool = False,
+    ) -> None:
+        default_bytes = LARGEST_RESULT_BYTES if guide_replies else DEFAULT_RESULT_BYTES
+        self._replies: ReplyStyle = GuideReplies() if guide_replies else SandboxReplies()
+        self._tools = Tools(service, default_bytes=default_bytes, always_events=guide_replies)
+        self._catalogue = build_catalogue(
+            default_timeout_seconds=default_timeout_seconds,
+            largest_timeout_seconds=largest_timeout_seconds,
+            default_bytes=default_bytes,
+            guide_replies=guide_replies,
+        )
+        self._input_schemas = {tool.name: tool.input_schema for tool in self._catalogue}
+        self.mcp: Server[Any] = Server(
+            SERVER_NAME,
+            version=version("sandbox-mcp"),
+            title="Sandbox",
+            instructions=INSTRUCTIONS,
+            cache_hints={"tools/list": CacheHint(ttl_ms=_CATALOGUE_TTL_MS, scope="public")},
+            get_tool_input_schema=self._input_schema,
+            on_list_tools=self._list_tools,
+        )
+        self.mcp.add_request_handler("tools/call", types.CallToolRequestParams, self._call_tool)
+
+    def _input_schema(self, name: str) -> Mapping[str, Any] | None:
+        return self._input_schemas.get(name)
+
+    async def _list_tools(
+        self, _: ServerRequestContext[Any, Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        if params is not None and params.cursor is not None:
+            raise MCPError(code=types.INVALID_PARAMS, message="Unknown cursor: all tools are on the first page")
+        return types.ListToolsResult(tools=self._catalogue)
+
+    async def _call_tool(self, ctx: ServerRequestContext[Any, Any], params: types.CallToolRequestParams) -> ToolResult:
+        entry = self._tools.entries.get(params.name)
+        if entry is None:
+            hint = did_you_mean(params.name, self._tools.entries)
+            raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:64]}{hint}")
+        caller = caller_of(ctx)
+        exchange = caller.exchange
+        if exchange is not None:
+            exchange.handlers += 1
+        try:
+            view, wishes = await entry.run(ctx, caller, parse_arguments(entry.arguments, params.arguments))
+            return self._replies.reply(params.name, view, wishes)
+        except SandboxError as error:
+            if isinstance(error, InfrastructureError):
+                _log.warning("Tool call failed", tool=params.name, code=error.code, problem=str(error))
+            return self._replies.failure(params.name, error_fields(error))
+        except Exception:  # noqa: BLE001  # the outermost handler: callers learn nothing of the inside
+            _log.exception("Tool call crashed", tool=params.name)
+            return self._replies.failure(params.name, internal_error_fields())
+        finally:
+            if exchange is not None:
+                exchange.handlers -= 1
