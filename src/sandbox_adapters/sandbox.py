@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from importlib.metadata import version
 
 import anyio
@@ -142,9 +142,10 @@ class Sandbox:
         execution_id = await self._submit(submission)
         ended = False
         try:
-            async for event in self.service.follow(self.principal, execution_id):
-                ended = event.kind.is_terminal
-                yield event
+            async with aclosing(self.service.follow(self.principal, execution_id)) as events:
+                async for event in events:
+                    ended = event.kind.is_terminal
+                    yield event
         finally:
             if not ended:
                 await self._abandon(execution_id)

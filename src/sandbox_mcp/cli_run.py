@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -105,8 +106,9 @@ class _Job:
         """Write events as they come, to the end."""
         try:
             with self._showing:
-                async for event in self._sandbox.follow(self._id):
-                    await self._output.show(event)
+                async with aclosing(self._sandbox.follow(self._id)) as events:
+                    async for event in events:
+                        await self._output.show(event)
         except ReaderGone:
             self._reader_gone = True
             await self._sandbox.cancel(self._id, force=True)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from dependency_injector import providers
+
+from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.settings import Settings
+from sandbox_core.application.service import ExecutionService
+from sandbox_core.application.supervisor import ExecutionSupervisor
+from sandbox_core.testing.scripted_runner import ScriptedRunner
+
+SELECTORS = {"state": ("store", "queue", "control"), "runner": ("runner",)}
+CHOICES = {name: get_args(Settings.model_fields[name].annotation) for name in SELECTORS}
+CONFIGURATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda chosen: "-".join(chosen.values()))
+def test_every_provider_resolves_under_every_configuration(configuration: dict[str, Any]) -> None:
+    container = SandboxContainer(settings=Settings.model_validate(configuration))
+    runner = container.runner()
+    assert runner.name == configuration["runner"]
+    # What the runner can hold is known once it is entered, which needs a real machine: a scripted one answers here.
+    container.runner.override(ScriptedRunner())
+    for name, provider in container.providers.items():
+        assert provider() is not None, name
+    assert isinstance(container.service(), ExecutionService)
+    assert isinstance(container.supervisor(), ExecutionSupervisor)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda chosen: "-".join(chosen.values()))
+def test_every_object_is_made_once(configuration: dict[str, Any]) -> None:
+    container = SandboxContainer(settings=Settings.model_validate(configuration))
+    for name in ("store", "queue", "control", "runner", "clock", "node"):
+        provider = container.providers[name]
+        assert provider() is provider(), name
+
+
+def test_two_containers_share_nothing() -> None:
+    first, second = SandboxContainer(settings=Settings()), SandboxContainer(settings=Settings())
+    assert first.store() is not second.store()
+    assert first.node() != second.node()
+
+
+@pytest.mark.parametrize("setting", SELECTORS)
+def test_every_choice_of_a_setting_has_an_adapter_and_no_adapter_is_out_of_reach(setting: str) -> None:
+    container = SandboxContainer(settings=Settings())
+    for name in SELECTORS[setting]:
+        selector = container.providers[name]
+        assert isinstance(selector, providers.Selector)
+        assert set(selector.providers) == set(CHOICES[setting]), name
+
+
+def test_settings_reach_the_adapters(tmp_path: Path) -> None:
+    container = SandboxContainer(
+        settings=Settings(max_concurrent=3, max_per_session=2, max_queued=7, kill_grace_seconds=1, bwrap_path=tmp_path)
+    )
+    container.runner.override(ScriptedRunner())
+    assert container.supervisor().capacity == 3
+    assert container.shares().quota.per_session == 2
+    assert container.shares().queued_per_principal == 7
+
+
+def test_only_settings_are_taken_as_settings() -> None:
+    container = SandboxContainer(settings={"state": "memory"})
+    with pytest.raises(Exception, match="Settings"):
+        container.store()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sandbox_adapters.settings import (
+    Settings,
+    SettingsError,
+    check_exposure,
+    refuse_unbuilt,
+    unknown_variables,
+    variable_name,
+)
+
+
+def test_the_guide_s_variables_have_the_guide_s_defaults() -> None:
+    settings = Settings()
+    assert settings.redis_url is None
+    assert settings.auth_token is None
+    assert (settings.host, settings.port) == ("127.0.0.1", 8080)
+    assert (settings.max_concurrent, settings.max_per_session) == (10, 5)
+    assert settings.timeout == 300
+    assert settings.log_file == "sandbox_server.log"
+    assert settings.ttl_seconds == 3600
+    assert settings.max_queued == 100
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("SANDBOX_HOST", "::1", "host", "::1"),
+        ("SANDBOX_PORT", "0", "port", 0),
+        ("SANDBOX_MAX_CONCURRENT", "3", "max_concurrent", 3),
+        ("SANDBOX_TIMEOUT", "1.5", "timeout", 1.5),
+        ("SANDBOX_LOG_FILE", "", "log_file", ""),
+        ("SANDBOX_LOG_LEVEL", "debug", "log_level", "DEBUG"),
+        ("SANDBOX_RUNNER", "local", "runner", "local"),
+        ("SANDBOX_ALLOW_UNAUTHENTICATED", "true", "allow_unauthenticated", True),
+        ("SANDBOX_MAX_PER_PRINCIPAL", "", "max_per_principal", None),
+        ("SANDBOX_READ_ONLY_PATHS", "/opt, /srv", "read_only_paths", (Path("/opt"), Path("/srv"))),
+        ("SANDBOX_READ_ONLY_PATHS", '["/a,b"]', "read_only_paths", (Path("/a,b"),)),
+        ("SANDBOX_ALLOWED_HOSTS", "a.example,b.example:81", "allowed_hosts", ("a.example", "b.example:81")),
+        ("SANDBOX_CEILING", '{"maxOutputBytes": 5}', "ceiling", {"maxOutputBytes": 5}),
+        ("SANDBOX_DEFAULTS", "", "defaults", {}),
+    ],
+)
+def test_a_variable_sets_its_field(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, field: str, value: Any
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(Settings(), field) == value
+
+
+def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_PORT", "9000")
+    monkeypatch.setenv("REDIS_URL", "redis://localhost")
+    settings = Settings(port=9001, redis_url=None)
+    assert settings.port == 9001
+    assert settings.redis_url is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SANDBOX_PORT", "http"),
+        ("SANDBOX_PORT", "65536"),
+        ("SANDBOX_PORT", "-1"),
+        ("SANDBOX_PORT", ""),
+        ("SANDBOX_HOST", "no host"),
+        ("SANDBOX_HOST", ""),
+        ("SANDBOX_MAX_CONCURRENT", "0"),
+        ("SANDBOX_MAX_CONCURRENT", "9" * 5000),
+        ("SANDBOX_TIMEOUT", "nan"),
+        ("SANDBOX_TIMEOUT", "inf"),
+        ("SANDBOX_TIMEOUT", "0"),
+        ("SANDBOX_RUNNER", "docker"),
+        ("SANDBOX_STATE", "redis"),
+        ("SANDBOX_AUTH_TOKEN", ""),
+        ("SANDBOX_AUTH_TOKEN", "two words"),
+        ("SANDBOX_AUTH_TOKEN", "schlüssel"),
+        ("SANDBOX_ALLOW_UNAUTHENTICATED", "perhaps"),
+        ("SANDBOX_READ_ONLY_PATHS", "opt"),
+        ("SANDBOX_READ_ONLY_PATHS", "[oops"),
+        ("SANDBOX_CEILING", "{"),
+        ("SANDBOX_CEILING", "[]"),
+        ("SANDBOX_CEILING", '{"netwrk": {}}'),
+        ("SANDBOX_DEFAULTS", '{"filesystem": {"deny_read": ["/etc"]}}'),
+        ("SANDBOX_LOG_LEVEL", "LOUD"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_variable_s_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(f"{variable}: ")
+
+
+def test_every_wrong_value_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_PORT", "x")
+    monkeypatch.setenv("SANDBOX_TIMEOUT", "x")
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["SANDBOX_PORT", "SANDBOX_TIMEOUT"]
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"prot is not a setting \(did you mean port\?\)"):
+        Settings(prot=1)  # type: ignore[call-arg]  # a misspelt argument is what is tested
+
+
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_AUTH_TOKEN", "s3cret")
+    monkeypatch.setenv("REDIS_URL", "redis://user:s3cret@host/0")
+    settings = Settings()
+    assert "s3cret" not in repr(settings)
+    assert "s3cret" not in str(settings)
+    with pytest.raises(SettingsError) as unbuilt:
+        refuse_unbuilt(settings)
+    assert "s3cret" not in str(unbuilt.value)
+    monkeypatch.setenv("SANDBOX_AUTH_TOKEN", "s3cret with a space")
+    with pytest.raises(SettingsError) as caught:
+        Settings()
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_redis_is_refused_until_it_is_built_in() -> None:
+    with pytest.raises(SettingsError, match=r"not built in yet.*Unset REDIS_URL"):
+        refuse_unbuilt(Settings.model_validate({"redis_url": "redis://localhost"}))
+    refuse_unbuilt(Settings())
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_a_misspelt_variable_is_named() -> None:
+    sentences = unknown_variables({"SANDBOX_MAX_CONCURENT": "3", "sandbox_port": "1", "SANDBOX_ZZZ": "", "HOME": "/"})
+    assert sentences == [
+        "SANDBOX_MAX_CONCURENT is not a setting (did you mean SANDBOX_MAX_CONCURRENT?); it is ignored.",
+        "SANDBOX_ZZZ is not a setting; it is ignored.",
+    ]
+
+
+def test_every_field_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+    assert variable_name("redis_url") == "REDIS_URL"
+    assert variable_name("port") == "SANDBOX_PORT"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_token(host: str) -> None:
+    check_exposure(Settings(host=host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "sandbox.example", "localhost.example"])
+def test_another_address_needs_a_token_or_the_operator_s_word(host: str) -> None:
+    with pytest.raises(SettingsError, match="SANDBOX_AUTH_TOKEN"):
+        check_exposure(Settings(host=host))
+    check_exposure(Settings.model_validate({"host": host, "auth_token": "abc"}))
+    check_exposure(Settings(host=host, allow_unauthenticated=True))
