@@ -73,7 +73,7 @@ def tools() -> str:
         parts += ["| argument | type | default | meaning |", "| --- | --- | --- | --- |"]
         required = tool["input"].get("required", [])
         for name, schema in tool["input"].get("properties", {}).items():
-            default = "required" if name in required else f"`{json.dumps(schema.get('default'))}`"
+            default = "required" if name in required else _json_default(schema)
             parts.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(schema.get('description', ''))} |")
         results = ", ".join(f"`{name}`" for name in tool["output"].get("properties", {}))
         parts += ["", f"Result: {results}.", ""]
@@ -113,6 +113,11 @@ def _default(value: object) -> str:
     if value in ((), {}, ""):
         return "empty"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _json_default(schema: Mapping[str, Any]) -> str:
+    default = schema.get("default")
+    return "none" if default is None else f"`{json.dumps(default)}`"
 
 
 def _type(schema: Mapping[str, Any]) -> str:
