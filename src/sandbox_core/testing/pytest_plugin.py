@@ -29,6 +29,10 @@ _SUITES = (
     "queue_contract_delivery",
     "queue_contract_fairness",
     "runner_contract",
+    "runner_contract_exits",
+    "runner_contract_life",
+    "runner_contract_streams",
+    "runner_harness",
     "store_contract",
     "store_contract_documents",
     "store_contract_expiry",
@@ -38,6 +42,7 @@ _SUITES = (
     "store_contract_places",
     "store_contract_waits",
     "store_machine",
+    "store_model",
 )
 
 # A failed assert in a contract suite then shows both sides, as in the user's own tests.
