@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from sandbox_core.application.output_log import character_start, incomplete_suffix
-from sandbox_core.domain.events import OutputEvent
+from sandbox_core.domain.events import EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.ports.store import LogPage
 
@@ -36,7 +36,7 @@ def cut_ends(first: LogPage, newest: LogPage | None, max_bytes: int) -> LogEnds:
     source = first.events if events is None else events
     head = _head(source, max_bytes // 2)
     tail = _tail(newest.events if newest is not None else source, max_bytes - max_bytes // 2)
-    omitted = _start(tail) - _end(head)
+    omitted = _start(tail) - _end(head) - _dropped_between(head, tail, execution)
     resume_after = next((event.seq - 1 for event in reversed(head) if event.kind.is_output), None)
     return LogEnds(execution, head, tail, omitted, last_seq, resume_after)
 
@@ -72,6 +72,13 @@ def _tail(events: tuple[OutputEvent, ...], budget: int) -> tuple[OutputEvent, ..
             budget -= len(event.data)
         kept.append(event)
     return tuple(reversed(kept))
+
+
+def _dropped_between(head: tuple[OutputEvent, ...], tail: tuple[OutputEvent, ...], execution: Execution) -> int:
+    """Return the bytes between head and tail that no log has: dropped ones count in the offsets of later events."""
+    if execution.outcome is None or any(event.kind is EventKind.TRUNCATED for event in (*head, *tail)):
+        return 0
+    return execution.outcome.usage.dropped_bytes
 
 
 def _output_bytes(events: tuple[OutputEvent, ...]) -> int:
