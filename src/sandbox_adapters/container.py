@@ -25,6 +25,9 @@ from sandbox_core.domain.ids import NodeId, new_node_id
 from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.ports.store import Quota
 
+ISOLATING_RUNNERS = frozenset({"bubblewrap"})
+"""Names of the runners that put something between the code and the server."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:

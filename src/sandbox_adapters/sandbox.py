@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import anyio
 
-from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.results import Health, RunResult, result_of
@@ -300,7 +300,7 @@ async def open_sandbox(
             runner=sandbox.runner.name,
             store=settings.state,
             capacity=sandbox.supervisor.capacity,
-            isolated=getattr(sandbox.runner, "isolated", True),
+            isolated=sandbox.runner.name in ISOLATING_RUNNERS,
         )
         try:
             yield sandbox

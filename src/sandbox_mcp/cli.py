@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `sandbox run` never waits
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -221,6 +222,7 @@ def guide_server_main() -> None:
 
 
 def _exit_code(command: Callable[[], Any]) -> int:
+    _open_standard_streams()
     try:
         code = command()
     except typer.TyperException as error:
@@ -234,6 +236,16 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams /dev/null, lest a descriptor that we open later is taken for one of them."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
 def _report(message: str, code: int) -> int:

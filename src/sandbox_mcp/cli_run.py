@@ -65,7 +65,7 @@ def run_here(
         list(argv) if shell is None else shell,
         working_directory=working_directory,
         environment=_variables(environment),
-        interactive=pass_stdin and _is_open(_STDIN),
+        interactive=pass_stdin,
         policy=policy,
     )
     return anyio.run(_run, settings, submission, Output(json_lines=json_lines))
@@ -198,11 +198,3 @@ def _variables(given: Sequence[str]) -> dict[str, str]:
             value = os.environ[name]
         variables[name] = value
     return variables
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True

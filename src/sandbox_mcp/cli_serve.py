@@ -29,13 +29,13 @@ def run_server(transport: str, flags: Mapping[str, Any]) -> int:
         log_file_required="log_file" in settings.model_fields_set,
         secrets=[token.get_secret_value() for token in tokens.values()],
     )
-    from sandbox_mcp import serve
+    from sandbox_mcp.serve import serve_http, serve_stdio
 
     try:
         if transport == "http":
-            serve.serve_http(settings)
+            serve_http(settings)
         else:
-            serve.serve_stdio(settings)
+            serve_stdio(settings)
     except InfrastructureError as error:
         get_logger(__name__).error("The server cannot work", code=error.code, problem=str(error))
         return EXIT_FAILED
