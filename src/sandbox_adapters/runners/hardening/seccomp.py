@@ -1,0 +1,131 @@
+"""The sandbox's system call filter: an allow-list, built as the bytes that `bwrap --seccomp FD` reads (seccomp(2)).
+
+What is allowed is in `syscall_rules`; here are the calls that depend on their arguments, and the order of tests.
+Another machine's calls (32-bit x86, x32, 32-bit ARM), whose numbers mean other things, end the process.
+
+Sockets are AF_UNIX, AF_INET and AF_INET6 only, and never raw. Netlink is not among them: glibc's getaddrinfo does
+without it, getifaddrs and if_nameindex (`os.networkInterfaces()` in node) fail with EAFNOSUPPORT.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from . import bpf
+from .bpf import ANY_BIT, AT_LEAST, EQUAL, Piece, branch, keep_bits, load, load_argument, one_of, ret
+from .syscall_numbers import NUMBERS
+from .syscall_rules import ALLOWED, REFUSED
+
+RET_ALLOW = 0x7FFF0000
+RET_KILL_PROCESS = 0x80000000
+_RET_ERRNO = 0x00050000
+
+MACHINES: Mapping[str, int] = MappingProxyType({"x86_64": 0xC000003E, "aarch64": 0xC00000B7})
+"""Machine, as uname(2) calls it -> its AUDIT_ARCH_* value."""
+
+X32_BIT = 0x40000000
+NEW_NAMESPACES = 0x7E020080
+"""Every CLONE_NEW* flag. 0x80, CLONE_NEWTIME, is no signal's number either, which clone(2) has in the low byte."""
+REFUSED_IOCTLS = (0x5412, 0x541C, 0x5423)
+"""TIOCSTI and TIOCLINUX type into the terminal; TIOCSETD loads a line discipline into the kernel."""
+PERSONALITIES = (0, 0x0008, 0xFFFFFFFF)
+"""PER_LINUX, PER_LINUX32, and the question which one it is. The others weaken what protects a process."""
+UNIX, INET, INET6 = 1, 2, 10
+STREAM, DATAGRAM, RAW, SEQPACKET, PACKET = 1, 2, 3, 5, 10
+INET_PROTOCOLS = (0, 6, 17)
+"""The default, TCP and UDP; not SCTP, MPTCP, SMC and others that hardly anything uses and that load modules."""
+
+_SOCKET_TYPE_MASK = 0xF
+_FILE_TYPE_MASK = 0o170000
+_FILE_TYPES = (0, 0o100000, 0o010000, 0o140000)
+"""Regular files (0 means one too), named pipes and sockets; no devices."""
+
+
+def refuse(number: int) -> int:
+    """Return the filter's answer that makes a call fail with errno `number`."""
+    return _RET_ERRNO | number
+
+
+_ALLOW, _KILL = ret(RET_ALLOW), ret(RET_KILL_PROCESS)
+_EPERM, _ENOSYS = ret(refuse(errno.EPERM)), ret(refuse(errno.ENOSYS))
+_NO_FAMILY, _NO_PROTOCOL = ret(refuse(errno.EAFNOSUPPORT)), ret(refuse(errno.EPROTONOSUPPORT))
+
+
+def build_filter(machine: str | None = None) -> bytes:
+    """Return the filter as an array of struct sock_filter.
+
+    Args:
+        machine: one of `MACHINES`; None is this one.
+
+    Raises ValueError for another machine.
+    """
+    machine = machine or os.uname().machine
+    if machine not in MACHINES:
+        raise ValueError(f"there is no system call table for {machine}, only for {' and '.join(MACHINES)}")
+    numbers = NUMBERS[machine]
+    cases = {numbers[name]: _ALLOW for name in ALLOWED if name in numbers}
+    cases |= {numbers[name]: _EPERM for name in REFUSED if name in numbers}
+    cases |= {numbers[name]: check() for name, check in CHECKS.items() if name in numbers}
+    calls = bpf.switch(cases, _ENOSYS)
+    if machine == "x86_64":
+        # x32 shares the machine's value. -1, what a tracer puts in to skip a call, is none of its numbers.
+        calls = branch(AT_LEAST, X32_BIT, branch(AT_LEAST, 2 * X32_BIT, _ENOSYS, _KILL), calls)
+    program = load(bpf.OFFSET_MACHINE) + branch(EQUAL, MACHINES[machine], load(bpf.OFFSET_NUMBER) + calls, _KILL)
+    return bpf.pack(program)
+
+
+def filter_hash(program: bytes) -> str:
+    """Return the SHA-256 of a filter in hexadecimal digits, which names it in records."""
+    return hashlib.sha256(program).hexdigest()
+
+
+def _clone() -> Piece:
+    return load_argument(0) + branch(ANY_BIT, NEW_NAMESPACES, _EPERM, _ALLOW)
+
+
+def _ioctl() -> Piece:
+    return load_argument(1) + one_of(REFUSED_IOCTLS, _EPERM, _ALLOW)
+
+
+def _personality() -> Piece:
+    return load_argument(0) + one_of(PERSONALITIES, _ALLOW, _EPERM)
+
+
+def _socket() -> Piece:
+    protocol = load_argument(2) + one_of(INET_PROTOCOLS, _ALLOW, _NO_PROTOCOL)
+    kind = load_argument(1) + keep_bits(_SOCKET_TYPE_MASK)
+    inet = kind + branch(
+        EQUAL, STREAM, protocol, branch(EQUAL, DATAGRAM, protocol, one_of((RAW, PACKET), _EPERM, _NO_PROTOCOL))
+    )
+    unix = kind + one_of((STREAM, DATAGRAM, SEQPACKET), _ALLOW, one_of((RAW, PACKET), _EPERM, _NO_PROTOCOL))
+    either = branch(EQUAL, INET, inet, branch(EQUAL, INET6, inet, _NO_FAMILY))
+    return load_argument(0) + branch(EQUAL, UNIX, unix, either)
+
+
+def _socketpair() -> Piece:
+    return load_argument(0) + branch(EQUAL, UNIX, _ALLOW, _NO_FAMILY)
+
+
+def _node(argument: int) -> Callable[[], Piece]:
+    def check() -> Piece:
+        return load_argument(argument) + keep_bits(_FILE_TYPE_MASK) + one_of(_FILE_TYPES, _ALLOW, _EPERM)
+
+    return check
+
+
+CHECKS: Mapping[str, Callable[[], Piece]] = MappingProxyType(
+    {
+        "clone": _clone,
+        "ioctl": _ioctl,
+        "personality": _personality,
+        "socket": _socket,
+        "socketpair": _socketpair,
+        "mknod": _node(1),
+        "mknodat": _node(2),
+    }
+)
+"""The calls that are allowed with some arguments only."""
