@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from sandbox_adapters.runners import bubblewrap_policy
 from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates, version_of
-from sandbox_adapters.runners.bubblewrap_options import SandboxView
+from sandbox_adapters.runners.bubblewrap_options import SandboxView, readable_roots
 from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
 from sandbox_adapters.runners.exit_mapping import rlimits
@@ -76,6 +76,7 @@ class BubblewrapRunner:
             but /usr and parts of /etc is visible.
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
 
+    Raises ValueError for a read-only path that is relative or in the way of the sandbox's own directories.
     Raises, on entering: RunnerUnavailable, naming each bwrap that was tried, why it failed, and the fix.
     """
 
@@ -89,6 +90,7 @@ class BubblewrapRunner:
         self._bwrap_path = bwrap_path
         self._read_only_paths = tuple(read_only_paths)
         self._runtime_base = runtime_base
+        self._readable = readable_roots(self._read_only_paths)
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}
         self._uids: set[int] = set()
@@ -117,7 +119,7 @@ class BubblewrapRunner:
                 self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 raise RunnerUnavailable(
                     self.name, str(error), "Check the settings and the machine's directories."
                 ) from error
@@ -139,7 +141,7 @@ class BubblewrapRunner:
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
         """See ProcessRunner."""
-        return bubblewrap_policy.unenforceable(policy, self._view.readable)
+        return bubblewrap_policy.unenforceable(policy, self._readable)
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""

@@ -27,6 +27,20 @@ _DESTINATION_LAST = frozenset({"--ro-bind", "--symlink"})
 _DESTINATION_FIRST = frozenset({"--tmpfs", "--proc", "--dev"})
 
 
+def readable_roots(read_only_paths: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the roots of everything that a command can read.
+
+    Raises ValueError for a read-only path that is relative, or in the way of the sandbox's own directories.
+    """
+    taken = ("/usr", "/etc", "/proc", "/dev", *WRITABLE, *(f"/{name}" for name in _TOP_DIRECTORIES))
+    for path in read_only_paths:
+        if not os.path.isabs(path) or os.path.normpath(path) != path:
+            raise ValueError(f"read-only path {path!r} must be absolute, without `..` or a slash at the end")
+        if any(path_within(path, root) or path_within(root, path) for root in taken):
+            raise ValueError(f"read-only path {path!r} is in the way of a directory that the sandbox has of its own")
+    return (*taken, *read_only_paths)
+
+
 class SandboxView:
     """What every sandbox of a runner sees, and the options that make it. Built once.
 
@@ -34,20 +48,9 @@ class SandboxView:
         etc: the directory shown as /etc.
         read_only_paths: further host paths shown read-only at the same place, for example `/opt`.
 
-    Raises ValueError for a read-only path that is relative, or in the way of the sandbox's own directories.
     """
 
     def __init__(self, etc: Path, read_only_paths: Sequence[str] = ()) -> None:
-        taken = ("/usr", "/etc", "/proc", "/dev", *WRITABLE, *(f"/{name}" for name in _TOP_DIRECTORIES))
-        for path in read_only_paths:
-            if not os.path.isabs(path) or os.path.normpath(path) != path:
-                raise ValueError(f"read-only path {path!r} must be absolute, without `..` or a slash at the end")
-            if any(path_within(path, root) or path_within(root, path) for root in taken):
-                raise ValueError(
-                    f"read-only path {path!r} is in the way of a directory that the sandbox has of its own"
-                )
-        self.readable = (*taken, *read_only_paths)
-        """The roots of everything a command can read."""
         self._constant = _pack((*_NAMESPACES, *_file_system(etc, read_only_paths)))
         base = base_environment(home=WORKSPACE, temporary="/tmp")  # noqa: S108 - the sandbox's own
         self.shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"

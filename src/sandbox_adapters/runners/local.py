@@ -42,8 +42,8 @@ _MECHANISMS = {
 class LocalRunner:
     """See ProcessRunner. Commands run with the server's own rights, in a temporary directory of their own.
 
-    An async context manager. For platforms without namespaces, and only when chosen explicitly. On Linux every descendant ends with its command,
-    also daemons; elsewhere those that stay in its process group.
+    An async context manager. For platforms without namespaces, and only when chosen explicitly. On Linux every
+    descendant ends with its command, also daemons; elsewhere those that stay in its process group.
 
     The largest resident set it reports is never under that of the small Python process which becomes the command.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -98,6 +99,7 @@ class LocalProcess:
                     break
                 text += data
             await self._stub.wait()
+        anyio.notify_closing(self._channel)
         self._channel.close()
         self._exit = self._exit_of(json.loads(text)) if text.endswith(b"\n") else _LOST
         self._stdin.close()
@@ -108,8 +110,10 @@ class LocalProcess:
         with anyio.CancelScope(shield=True):
             if self._exit is None:
                 await self.kill()
-                with anyio.move_on_after(_END_SECONDS):
+                with anyio.move_on_after(_END_SECONDS) as scope:
                     await self._ended.wait()
+                if scope.cancelled_caught:
+                    self._stub.kill()
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
@@ -121,7 +125,8 @@ class LocalProcess:
                 try:
                     self._unsent = self._unsent[self._channel.send(self._unsent) :]
                 except BlockingIOError:
-                    await anyio.wait_writable(self._channel)
+                    with suppress(anyio.ClosedResourceError):
+                        await anyio.wait_writable(self._channel)
                 except OSError:
                     return  # the stub has ended
 

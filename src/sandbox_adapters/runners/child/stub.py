@@ -37,14 +37,16 @@ class Stub:
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._status: int | None = None
+        self._orders = b""
+        self._failure = -1
+        self._failure_text = b""
 
     def run(self) -> None:
         """Take the request, run it to its end, answer."""
         request = self._request()
-        read, write = os.pipe()
+        self._failure, write = os.pipe()
         command = os.fork()
         if command == 0:
-            os.close(read)
             _become(request, write)
         os.close(write)
         # Held here, the streams would never end.
@@ -52,12 +54,12 @@ class Stub:
             os.dup2(_NULL_FD, descriptor)
         self._supervise(command)
         self._end_tree(command)
+        while self._started():
+            continue
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        with os.fdopen(read, "rb") as failure:
-            text = failure.read()
         answer = {
             "status": self._status,
-            "failure": json.loads(text) if text else None,
+            "failure": json.loads(self._failure_text) if self._failure_text else None,
             "user_seconds": usage.ru_utime,
             "system_seconds": usage.ru_stime,
             "max_rss_bytes": usage.ru_maxrss * (1024 if _LINUX else 1),
@@ -69,22 +71,43 @@ class Stub:
 
     def _request(self) -> dict[str, Any]:
         text = b""
-        while not text.endswith(b"\n"):
+        while b"\n" not in text:
             data = self._channel.recv(65536)
             if not data or len(text) > _MAX_LINE_BYTES:
                 raise SystemExit(1)
             text += data
-        request: dict[str, Any] = json.loads(text)
+        line, _, self._orders = text.partition(b"\n")
+        request: dict[str, Any] = json.loads(line)
         return request
 
     def _supervise(self, command: int) -> None:
         """Obey the server until the command has ended or is to end."""
-        while not self._over(command):
-            ready, _, _ = select.select([self._wake, self._channel.fileno()], [], [])
+        starting = True
+        while not self._over(command) and OP_KILL not in self._orders:
+            # Until it is executed the command has no group that could be signalled.
+            if not starting and self._orders:
+                _signal_group(command, signal.SIGTERM)
+                self._orders = b""
+            watched = [self._wake, self._channel.fileno(), *([self._failure] if starting else [])]
+            ready, _, _ = select.select(watched, [], [])
             if self._wake in ready:
                 os.read(self._wake, 512)
-            if self._channel.fileno() in ready and not self._obey(command):
-                return
+            if self._failure in ready:
+                starting = self._started()
+            if self._channel.fileno() in ready:
+                self._orders += self._receive()
+
+    def _started(self) -> bool:
+        """Read what the command's child has to say; False at the end, which is when it is executed or has failed."""
+        data = os.read(self._failure, 65536)
+        self._failure_text += data
+        return bool(data)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._channel.recv(64) or OP_KILL
+        except OSError:
+            return OP_KILL
 
     def _over(self, command: int) -> bool:
         """True when the command has ended; it stays a zombie, which keeps its group's number from being reused."""
@@ -97,17 +120,6 @@ class Stub:
                 return True
             os.waitpid(ended.si_pid, 0)
         return False
-
-    def _obey(self, command: int) -> bool:
-        """Do what the server says; False when all is to end."""
-        try:
-            orders = self._channel.recv(64)
-        except OSError:
-            orders = b""
-        if not orders or OP_KILL in orders:
-            return False
-        _signal_group(command, signal.SIGTERM)
-        return True
 
     def _end_tree(self, command: int) -> None:
         """SIGKILL until nothing is left to reap."""

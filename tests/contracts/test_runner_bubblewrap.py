@@ -1,0 +1,31 @@
+"""BubblewrapRunner keeps the ProcessRunner contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+from sandbox_core.ports.runner import ProcessRunner
+from sandbox_core.testing.runner_contract import ProcessRunnerContract
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def satisfies_the_port(runner: BubblewrapRunner) -> ProcessRunner:
+    """Checked by mypy."""
+    return runner
+
+
+class TestBubblewrapRunner(ProcessRunnerContract):
+    isolates = True
+    sees_closed_input = False
+
+    @pytest.fixture
+    async def runner(self, anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
+        async with BubblewrapRunner() as runner:
+            yield runner
