@@ -1,0 +1,49 @@
+"""`sandbox doctor`: what this machine can enforce, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import anyio
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sandbox_adapters.doctor import Diagnosis, State, diagnose
+from sandbox_adapters.logging import configure_logging
+from sandbox_adapters.settings import Settings, unknown_variables
+
+EXIT_CANNOT_WORK = 1
+_STYLES = {State.OK: "green", State.AVAILABLE: "cyan", State.MISSING: "red"}
+
+
+def examine(*, json_output: bool, runner: str | None) -> int:
+    """Print the findings; return 1 when the chosen runner cannot work here. Raises SettingsError."""
+    chosen: dict[str, Any] = {} if runner is None else {"runner": runner}
+    settings = Settings(**chosen)
+    configure_logging(level="ERROR")
+    diagnosis = anyio.run(diagnose, settings)
+    unknown = unknown_variables()
+    if json_output:
+        typer.echo(json.dumps({**asdict(diagnosis), "unknown_variables": unknown}, indent=2))
+    else:
+        _print(diagnosis, unknown)
+    return 0 if diagnosis.works else EXIT_CANNOT_WORK
+
+
+def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
+    console = Console()
+    table = Table(title=None, box=None, pad_edge=False)
+    for heading in ("", "", "found", "fix"):
+        table.add_column(heading, overflow="fold")
+    for finding in diagnosis.findings:
+        state = Text(finding.state.value, style=_STYLES[finding.state])
+        table.add_row(Text(finding.name), state, Text(finding.detail), Text(finding.fix))
+    console.print(table)
+    verdict = "can work here" if diagnosis.works else "cannot work here"
+    console.print(Text(f"\nThe {diagnosis.runner} runner {verdict}. `available`: not used by this version."))
+    for sentence in unknown:
+        console.print(Text(sentence, style="yellow"))

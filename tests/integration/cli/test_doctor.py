@@ -1,0 +1,73 @@
+"""`sandbox doctor`: findings, fixes and the exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess  # noqa: TID251  # the command line is a program
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., subprocess.CompletedProcess[bytes]]
+
+pytestmark = pytest.mark.integration
+
+
+def diagnosis(done: subprocess.CompletedProcess[bytes]) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    found = json.loads(done.stdout)
+    return found, {finding["name"]: finding for finding in found["findings"]}
+
+
+def test_it_finds_a_bwrap_that_passes_and_looks_at_every_mechanism(cli: Cli) -> None:
+    done = cli("doctor", "--json")
+    found, findings = diagnosis(done)
+    assert done.returncode == 0, done.stderr
+    assert (found["runner"], found["works"], found["unknown_variables"]) == ("bubblewrap", True, [])
+    assert any(name.startswith("bubblewrap") and item["state"] == "ok" for name, item in findings.items())
+    assert {"namespaces", "user namespaces", "cgroups", "seccomp", "Landlock"} <= set(findings)
+    assert "Redis" not in findings
+    assert all(item["fix"] for item in findings.values() if item["state"] == "missing")
+
+
+def test_people_get_a_table(cli: Cli) -> None:
+    done = cli("doctor", COLUMNS="200")
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert all(word in text for word in ("bubblewrap", "self-test passed", "namespaces", "seccomp", "Landlock"))
+    assert "The bubblewrap runner can work here." in text
+
+
+def test_a_runner_that_cannot_work_exits_1_with_the_fix(cli: Cli, tmp_path: Path) -> None:
+    false_bwrap = tmp_path / "bwrap"
+    false_bwrap.write_text('#!/bin/sh\n[ "$1" = --version ] && echo bubblewrap 0.11.0 && exit 0\nexit 1\n')
+    false_bwrap.chmod(0o755)
+    for path in (str(false_bwrap), "/no/such/bwrap"):
+        done = cli("doctor", "--json", SANDBOX_BWRAP_PATH=path)
+        found, findings = diagnosis(done)
+        assert done.returncode == 1
+        assert not found["works"]
+        assert findings["bubblewrap, configured"]["state"] == "missing"
+        assert findings["bubblewrap, configured"]["fix"]
+
+
+def test_the_local_runner_works_without_a_bwrap_and_says_what_it_is(cli: Cli) -> None:
+    done = cli("doctor", "--json", "--runner", "local", SANDBOX_BWRAP_PATH="/no/such/bwrap")
+    found, findings = diagnosis(done)
+    assert (done.returncode, found["works"]) == (0, True)
+    assert "isolates nothing" in findings["local runner"]["detail"]
+
+
+@pytest.mark.parametrize("url", ["redis://user:s3cret@127.0.0.1:1/0", "gopher://:s3cret@x", "redis://:s3cret@h:port"])
+def test_a_redis_that_does_not_answer_is_named_without_its_password(cli: Cli, url: str) -> None:
+    done = cli("doctor", "--json", REDIS_URL=url)
+    _, findings = diagnosis(done)
+    assert findings["Redis"]["state"] == "missing"
+    assert b"s3cret" not in done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_a_misspelt_variable_is_named(cli: Cli) -> None:
+    found, _ = diagnosis(cli("doctor", "--json", SANDBOX_MAX_CONCURENT="3"))
+    assert "SANDBOX_MAX_CONCURRENT" in found["unknown_variables"][0]
