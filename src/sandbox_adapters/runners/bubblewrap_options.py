@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sandbox_adapters.runners.environment import base_environment
+from sandbox_adapters.runners.runtime_directory import shown_directories
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.policy import WORKSPACE, inside_sandbox, path_within
 
@@ -109,7 +110,7 @@ def _file_system(etc: Path, read_only_paths: Sequence[str]) -> tuple[str, ...]:
         elif os.path.isdir(path):
             options += ["--ro-bind", path, path]
     options += ["--ro-bind", str(etc), "/etc"]
-    for path in read_only_paths:
+    for path in (*shown_directories(etc), *read_only_paths):
         options += ["--ro-bind", path, path]
     options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     check_destinations(options)

@@ -29,12 +29,19 @@ _ETC_FILES = {
 }
 _ETC_COPIED = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "os-release", "debian_version", "mime.types",
-    "protocols", "services", "alternatives", "ca-certificates", "ca-certificates.conf", "ssl/certs", "ssl/openssl.cnf",
+    "protocols", "services", "ca-certificates", "ca-certificates.conf", "ssl/openssl.cnf",
     "ssl/cert.pem", "pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "pki/ca-trust/extracted",
-    "crypto-policies/back-ends", "fonts",
+    "crypto-policies/back-ends", "fonts/fonts.conf",
 )  # fmt: skip
+_ETC_SHOWN = ("alternatives", "ssl/certs", "fonts/conf.d")
+"""Directories of many links, shown as the machine has them: a mount costs less than a thousand links."""
 _ETC_PATTERNS = ("java-*-openjdk", "python3*")
 """What ordinary programs read and is the same on every machine of a distribution; no keys, no accounts."""
+
+
+def shown_directories(etc: Path) -> list[str]:
+    """Return the host's directories that are mounted over empty ones in the /etc made by `make_etc`."""
+    return [f"/etc/{name}" for name in _ETC_SHOWN if (etc / name).is_dir()]
 
 
 class RuntimeDirectory:
@@ -95,6 +102,9 @@ class RuntimeDirectory:
                 _copy(source, etc / source.name)
         for name, text in _ETC_FILES.items():
             (etc / name).write_text(text)
+        for name in _ETC_SHOWN:
+            if Path("/etc", name).is_dir():
+                (etc / name).mkdir(parents=True, exist_ok=True)
         mounts = etc / "mtab"
         mounts.symlink_to("/proc/self/mounts")
         _open_up(etc)

@@ -1,0 +1,220 @@
+"""Leaf: the cgroup of one execution, in every hierarchy that is used, whichever version each has."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .cgroup_paths import read, write
+
+_CPU_PERIOD_MICROSECONDS = 100_000
+_KILL_ROUNDS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class TreeLimits:
+    """Bounds on a whole process tree; None is no bound.
+
+    `memory_bytes` covers what its processes use, what they keep in a tmpfs, and no swap on top. `processes` counts
+    threads too. `cpus` is how many processors' time it may have, for example 0.5.
+    """
+
+    memory_bytes: int | None = None
+    processes: int | None = None
+    cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeUsage:
+    """What a whole process tree used so far; None where the kernel or the hierarchies in use do not tell.
+
+    `oom_kills` counts processes that the kernel killed at the memory limit, `forks_refused` what the limit
+    of processes refused.
+    """
+
+    peak_memory_bytes: int | None = None
+    oom_kills: int | None = None
+    peak_processes: int | None = None
+    forks_refused: int | None = None
+    user_seconds: float | None = None
+    system_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A directory in one hierarchy, and the controllers that it has there."""
+
+    version: int
+    controllers: frozenset[str]
+    directory: str
+
+    def below(self, name: str) -> Branch:
+        """Return the branch for a directory in this one."""
+        return replace(self, directory=f"{self.directory}/{name}")
+
+
+class Leaf:
+    """The directories of one execution. Made by `Cgroups.make_leaf`; nothing here waits for anything."""
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        self._branches = branches
+
+    @property
+    def directories(self) -> list[str]:
+        """One directory for each hierarchy."""
+        return [branch.directory for branch in self._branches]
+
+    def limit(self, limits: TreeLimits) -> None:
+        """Set limits, on an empty leaf or a used one. Raises OSError, and for a controller that is missing ENOTSUP."""
+        for controller, wanted in (
+            ("memory", limits.memory_bytes),
+            ("pids", limits.processes),
+            ("cpu", limits.cpus),
+        ):
+            if wanted is None:
+                continue
+            branch = self._with(controller)
+            if branch is None:
+                raise OSError(errno.ENOTSUP, f"no cgroup with the {controller} controller")
+            for name, value in _settings(branch, controller, wanted):
+                write(f"{branch.directory}/{name}", value)
+
+    def attach(self, pid: int = 0) -> None:
+        """Move a process, 0 is the caller, into the leaf. Its later children are born there. Raises OSError.
+
+        The first move after a while of quiet waits about 10 ms for the kernel (an RCU grace period).
+        """
+        for branch in self._branches:
+            write(f"{branch.directory}/cgroup.procs", str(pid))
+
+    def processes(self) -> set[int]:
+        """Return the pids in the leaf, zombies not counted."""
+        found: set[int] = set()
+        for branch in self._branches:
+            with contextlib.suppress(OSError):
+                found |= {int(pid) for pid in read(f"{branch.directory}/cgroup.procs").split()}
+        return found - {0}
+
+    def usage(self) -> TreeUsage:
+        """Return what the tree has used; to be read before `remove`."""
+        values: dict[str, int | float] = {}
+        for branch in self._branches:
+            values |= _usage_v2(branch) if branch.version == 2 else _usage_v1(branch)
+        peak, oom, most, refused = (values.get(name) for name in ("peak", "oom_kill", "most", "refused"))
+        return TreeUsage(
+            peak_memory_bytes=None if peak is None else int(peak),
+            oom_kills=None if oom is None else int(oom),
+            peak_processes=None if most is None else int(most),
+            forks_refused=None if refused is None else int(refused),
+            user_seconds=values.get("user"),
+            system_seconds=values.get("system"),
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to every process, also those being forked right now. They may take a moment to be gone."""
+        for branch in self._branches:
+            if branch.version == 2:
+                try:
+                    write(f"{branch.directory}/cgroup.kill", "1")
+                except OSError:
+                    continue
+                return
+        self._kill_one_by_one()
+
+    def remove(self) -> bool:
+        """Remove the directories; False when there are still processes in one. Again is no error. Raises OSError."""
+        gone = True
+        for branch in self._branches:
+            try:
+                os.rmdir(branch.directory)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                gone = False
+        return gone
+
+    def _with(self, controller: str) -> Branch | None:
+        return next((branch for branch in self._branches if controller in branch.controllers), None)
+
+    def _kill_one_by_one(self) -> None:
+        """Where there is no cgroup.kill (kernels before 5.14): nobody may fork any more, then each in turn."""
+        pids = self._with("pids")
+        if pids is not None:
+            write(f"{pids.directory}/pids.max", "0")
+        for _ in range(_KILL_ROUNDS):
+            if not _kill_listed(self.processes, self.processes()):
+                return
+
+
+def _settings(branch: Branch, controller: str, wanted: float) -> list[tuple[str, str]]:
+    """Return the files to write, in order."""
+    folder, number = branch.directory, str(int(wanted))
+    if controller == "pids":
+        return [("pids.max", number)]
+    if controller == "cpu":
+        quota = str(max(1000, int(wanted * _CPU_PERIOD_MICROSECONDS)))
+        if branch.version == 2:
+            return [("cpu.max", f"{quota} {_CPU_PERIOD_MICROSECONDS}")]
+        return [("cpu.cfs_period_us", str(_CPU_PERIOD_MICROSECONDS)), ("cpu.cfs_quota_us", quota)]
+    if branch.version == 2:
+        # One killed process of a tree leaves the rest in a state that nobody meant: all or none.
+        settings = [("memory.max", number), ("memory.oom.group", "1")]
+        return [*settings, ("memory.swap.max", "0")] if os.path.exists(f"{folder}/memory.swap.max") else settings
+    settings = [("memory.limit_in_bytes", number)]
+    both = "memory.memsw.limit_in_bytes"
+    if not os.path.exists(f"{folder}/{both}"):
+        return settings
+    # Memory and swap together may never be less than memory alone.
+    raised = int(wanted) > int(read(f"{folder}/{both}"))
+    return [(both, number), *settings] if raised else [*settings, (both, number)]
+
+
+def _usage_v1(branch: Branch) -> dict[str, int | float]:
+    folder, found = branch.directory, {}
+    if "memory" in branch.controllers:
+        found |= _number(f"{folder}/memory.max_usage_in_bytes", "peak")
+        found |= _keyed(f"{folder}/memory.oom_control", {"oom_kill": "oom_kill"})
+    if "pids" in branch.controllers:
+        found |= _pids(folder)
+    if "cpuacct" in branch.controllers:
+        found |= _number(f"{folder}/cpuacct.usage_user", "user", 1e-9)
+        found |= _number(f"{folder}/cpuacct.usage_sys", "system", 1e-9)
+    return found
+
+
+def _usage_v2(branch: Branch) -> dict[str, int | float]:
+    folder, found = branch.directory, {}
+    if "memory" in branch.controllers:
+        found |= _number(f"{folder}/memory.peak", "peak")
+        found |= _keyed(f"{folder}/memory.events", {"oom_kill": "oom_kill"})
+    if "pids" in branch.controllers:
+        found |= _pids(folder)
+    # Counted in every cgroup of version 2, also without the cpu controller.
+    found |= _keyed(f"{folder}/cpu.stat", {"user_usec": "user", "system_usec": "system"}, 1e-6)
+    return found
+
+
+def _pids(folder: str) -> dict[str, int | float]:
+    return _number(f"{folder}/pids.peak", "most") | _keyed(f"{folder}/pids.events", {"max": "refused"})
+
+
+def _number(path: str, name: str, factor: float = 1) -> dict[str, int | float]:
+    try:
+        return {name: int(read(path)) * factor}
+    except (OSError, ValueError):
+        return {}
+
+
+def _keyed(path: str, names: dict[str, str], factor: float = 1) -> dict[str, int | float]:
+    try:
+        lines = read(path).splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split(" ", 1) for line in lines)
+    return {names[pair[0]]: int(pair[1]) * factor for pair in pairs if pair[0] in names}
