@@ -23,10 +23,13 @@ LARGEST_TEXT = 8192
 """Characters of one logged value; the rest is cut, since a log is no place for output."""
 
 _SECRET_KEYS = re.compile(r"token|authorization|password|passwd|secret|api_?key|cookie|credential", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?P<start>[a-z][a-z0-9+.-]*://[^\s:/@]*:)[^\s/]+@", re.IGNORECASE)
-_BEARER = re.compile(r"(?P<start>\bbearer\s+)[^\s\"',;]+", re.IGNORECASE)
+# Every repetition is bounded, so that no text can make a search slow.
+_URL_PASSWORD = re.compile(
+    r"(?P<start>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,256}:)[^\s/]{1,512}@", re.IGNORECASE
+)
+_BEARER = re.compile(r"(?P<start>\bbearer\s{1,8})[^\s\"',;]+", re.IGNORECASE)
 _ASSIGNED = re.compile(
-    r"(?P<start>\b[\w-]*(?:token|password|passwd|secret|api_?key)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;]+", re.IGNORECASE
+    r"(?P<start>(?:token|password|passwd|secret|api_?key)[\"']?\s{0,8}[=:]\s{0,8}[\"']?)[^\s\"'&,;]+", re.IGNORECASE
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -61,7 +64,7 @@ class Redactor:
 
     def _field(self, key: str, value: Any) -> Any:
         if key == "exception" and isinstance(value, str):
-            return self._text(value, _CONTROL_IN_TRACEBACK)
+            return self._text(value, _CONTROL_IN_TRACEBACK, 8 * LARGEST_TEXT)
         if _SECRET_KEYS.search(key):
             return REDACTED
         return self._value(value)
@@ -81,14 +84,16 @@ class Redactor:
             case _:
                 return self._text(str(value))
 
-    def _text(self, text: str, control: re.Pattern[str] = _CONTROL) -> str:
+    def _text(self, text: str, control: re.Pattern[str] = _CONTROL, limit: int = LARGEST_TEXT) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
+        cut = len(text) - limit
+        text = text[:limit]
         text = _URL_PASSWORD.sub(rf"\g<start>{REDACTED}@", text)
         text = _BEARER.sub(rf"\g<start>{REDACTED}", text)
         text = _ASSIGNED.sub(rf"\g<start>{REDACTED}", text)
         text = control.sub(_escaped, text)
-        return text if len(text) <= LARGEST_TEXT else f"{text[:LARGEST_TEXT]}… ({len(text)} characters)"
+        return text if cut <= 0 else f"{text}… and {cut} characters more"
 
 
 def configure_logging(
