@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandbox_adapters.doctor import Diagnosis, State, diagnose
+from sandbox_adapters.doctor import Diagnosis, diagnose
 from sandbox_adapters.logging import configure_logging
 from sandbox_adapters.settings import Settings, unknown_variables
 
 EXIT_CANNOT_WORK = 1
-_STYLES = {State.OK: "green", State.AVAILABLE: "cyan", State.MISSING: "red"}
 
 
 def examine(*, json_output: bool, runner: str | None) -> int:
@@ -37,13 +36,13 @@ def examine(*, json_output: bool, runner: str | None) -> int:
 def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
     console = Console()
     table = Table(title=None, box=None, pad_edge=False)
-    for heading in ("", "", "found", "fix"):
+    for heading in ("", "works", "found", "fix"):
         table.add_column(heading, overflow="fold")
-    for finding in diagnosis.findings:
-        state = Text(finding.state.value, style=_STYLES[finding.state])
-        table.add_row(Text(finding.name), state, Text(finding.detail), Text(finding.fix))
+    for check in diagnosis.checks:
+        state = Text("yes", style="green") if check.ok else Text("no", style="red")
+        table.add_row(Text(check.name), state, Text(check.detail), Text("" if check.ok else check.fix))
     console.print(table)
     verdict = "can work here" if diagnosis.works else "cannot work here"
-    console.print(Text(f"\nThe {diagnosis.runner} runner {verdict}. `available`: not used by this version."))
+    console.print(Text(f"\nThe {diagnosis.runner} runner {verdict}."))
     for sentence in unknown:
         console.print(Text(sentence, style="yellow"))
