@@ -58,7 +58,7 @@ class SandboxServer:
             default_bytes=default_bytes,
             guide_replies=guide_replies,
         )
-        # The SDK walks a tool's schema on every call for `x-mcp-header` marks. Ours have none (a test holds that), so it
+        # The SDK walks a schema on every call for `x-mcp-header` marks. Ours have none (a test holds that), so it
         # is given nothing to walk.
         self._input_schemas: Mapping[str, Mapping[str, Any]] = {tool.name: {} for tool in self._catalogue}
         self.mcp: Server[Any] = Server(
