@@ -120,9 +120,18 @@ class TestBeyondTheContract:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(queue.take, ask_for_ever)
                 await asking.wait()
-                tasks.cancel_scope.cancel()
                 with anyio.CancelScope(shield=True):
-                    assert list(await queue.close()) == [put]
+                    closed: list[QueueItem] = []
+
+                    async def close() -> None:
+                        closed.extend(await queue.close())
+
+                    async with anyio.create_task_group() as closing:
+                        closing.start_soon(close)
+                        await settle()
+                        assert closed == []
+                        tasks.cancel_scope.cancel()
+                    assert closed == [put]
 
     async def test_empty_lanes_leave_nothing_behind(self) -> None:
         queue = LocalQueue()

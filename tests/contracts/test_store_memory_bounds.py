@@ -117,7 +117,12 @@ class TestSpilling:
                 await store.append(claim.lease, drafts)
             read: list[int] = []
             original = store._spill.read
-            monkeypatch.setattr(store._spill, "read", lambda *range_: read.append(range_[2]) or original(*range_))
+
+            def counted(block: int, offset: int, size: int) -> bytes:
+                read.append(size)
+                return original(block, offset, size)
+
+            monkeypatch.setattr(store._spill, "read", counted)
             assert [event.seq for event in (await store.read(execution.id, after=49_990)).events][-1] == 50_000
             assert len((await store.read_last(execution.id, max_bytes=100)).events) == 9
             assert 0 < sum(read) < 64 * _KIB

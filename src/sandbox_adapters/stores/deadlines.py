@@ -50,12 +50,11 @@ class Deadlines(Generic[KeyT]):
         while self._heap and self._heap[0][0] <= now and (limit is None or len(found) < limit):
             at, key = heapq.heappop(self._heap)
             current = self._deadlines.get(key)
-            if current is None or (found and (current, key) == found[-1]):
-                continue
-            if current > at:
+            if current is not None and current > at:
                 heapq.heappush(self._heap, (current, key))
-            else:
-                found.append((current, key))
+            elif current == at and (not found or found[-1] != (at, key)):
+                found.append((at, key))
+            # Anything else is left over from a deadline that was moved earlier, or from a key that was discarded.
         for entry in found:
             heapq.heappush(self._heap, entry)
         return [key for _, key in found]

@@ -336,11 +336,11 @@ class MemoryStateStore:
         order.move_to_end(record.id)
 
     def _expire(self) -> None:
-        horizon = self._clock.monotonic() - self._ttl
+        now = self._clock.monotonic()
         for order in (self._pending, self._finished):
             while order:
                 record = next(iter(order.values()))
-                if record.touched > horizon:
+                if record.touched + self._ttl > now:
                     break
                 self._remove(record)
 

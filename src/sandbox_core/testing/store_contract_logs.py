@@ -8,7 +8,7 @@ from datetime import timedelta, timezone
 import pytest
 
 from sandbox_core.domain.errors import ExecutionNotFound, IllegalTransition, InvalidArgument, LeaseLost
-from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, OutputEvent
+from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, FieldValue, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.status import ExecutionStatus
@@ -32,7 +32,15 @@ class LogContract:
 
     async def test_an_event_is_read_as_it_was_written(self, harness: StoreHarness) -> None:
         claim = await _claimed(harness)
-        fields = {"text": "ż\n", "count": 1 << 40, "share": 0.1, "yes": True, "no": False, "none": None, "": "empty"}
+        fields: dict[str, FieldValue] = {
+            "text": "ż\n",
+            "count": 1 << 40,
+            "share": 0.1,
+            "yes": True,
+            "no": False,
+            "none": None,
+            "": "empty",
+        }
         drafts = [
             *(EventDraft(kind, harness.clock.now(), kind.encode(), {"kind": kind.value}) for kind in EventKind),
             EventDraft(EventKind.STDOUT, harness.clock.now(), bytes(range(256))),

@@ -43,6 +43,9 @@ _SECONDS = st.sampled_from([0.5, 4.0, 10.0, 30.0])
 _DATA = st.one_of(
     st.binary(max_size=40), st.text(max_size=20).map(lambda text: text.encode()), st.just(b"long line " * 400)
 )
+_SHARES = [1 / 8192, 1 / 1024, 1 / 256, 1 / 64, 1 / 2, 1.0]
+"""Shares of the time to live. Halvings, so that sums of them are exact and both sides meet a deadline at once."""
+
 _STATUSES = st.frozensets(st.sampled_from(ExecutionStatus), max_size=2)
 _QUOTA = Quota(per_node=3, per_principal=2, per_session=1)
 
@@ -98,13 +101,17 @@ class StoreMachine(RuleBasedStateMachine):
         """Claim one; the lease of a refused claim is a forged one."""
         now = self._clock.now()
         expected = self._model.claim(execution_id, node, now, seconds)
-        return self._check_claim(self._store.claim(execution_id, node, lease_seconds=seconds), expected, node)
+        return self._check_claim(
+            self._store.claim(execution_id, node, lease_seconds=seconds), expected, execution_id, node
+        )
 
     @rule(target=leases, execution_id=executions, node=_NODES, seconds=_SECONDS)
     def seize(self, execution_id: ExecutionId, node: NodeId, seconds: float) -> Lease:
         """Take one over."""
         expected = self._model.seize(execution_id, seconds)
-        return self._check_claim(self._store.seize(execution_id, node, lease_seconds=seconds), expected, node)
+        return self._check_claim(
+            self._store.seize(execution_id, node, lease_seconds=seconds), expected, execution_id, node
+        )
 
     @rule(held=st.lists(leases, max_size=3), seconds=_SECONDS)
     def renew(self, held: list[Lease], seconds: float) -> None:
@@ -209,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._model.release(place)
         self._do(self._store.release(place))
 
-    @rule(share=st.sampled_from([0.0001, 0.001, 0.003, 0.01, 0.5, 1.0]))
+    @rule(share=st.sampled_from(_SHARES))
     def advance(self, share: float) -> None:
         """Let a share of the time to live pass: seconds, so that leases lapse, or all of it."""
         seconds = self._harness.ttl_seconds * share
@@ -222,11 +229,13 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "_model"):
             assert self._model.are_lapsed(list(self._do(self._store.lapsed())))
 
-    def _check_claim(self, call: Awaitable[object], expected: Execution | str, node: NodeId) -> Lease:
+    def _check_claim(
+        self, call: Awaitable[object], expected: Execution | str, execution_id: ExecutionId, node: NodeId
+    ) -> Lease:
         got = self._outcome(call)
         if isinstance(expected, str):
             assert got == expected
-            return Lease(ExecutionId("none"), node, -1, self._clock.now())
+            return Lease(execution_id, node, -1, self._clock.now())
         assert not isinstance(got, str)
         lease: Lease = got.lease  # type: ignore[attr-defined]  # a Claim
         assert got.execution == expected  # type: ignore[attr-defined]  # a Claim
