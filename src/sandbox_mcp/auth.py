@@ -48,7 +48,7 @@ class RequireToken:
         """Serve one request."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(values) > 1:
-            await refuse(send, 400, "invalid_request", "The Authorization header was sent more than once.")
+            await refuse(send, 400, "invalid_request", "The Authorization header was sent more than once.", close=True)
             return
         principal = None
         if values and values[0][: len(_SCHEME)].lower() == _SCHEME:
@@ -61,6 +61,7 @@ class RequireToken:
                 "invalid_token",
                 "Send a valid token: `Authorization: Bearer <token>`.",
                 headers=[(b"www-authenticate", challenge)],
+                close=True,
             )
             return
         # The SDK binds an older client's session to this user, and hands it to the handlers.

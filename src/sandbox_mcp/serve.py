@@ -26,6 +26,9 @@ from sandbox_mcp.stdio_transport import stdio_transport
 ANSWER_SECONDS = 3.0
 """How long a shutdown waits for answers to be read, once every execution has ended."""
 
+LINGER_SECONDS = 0.5
+"""How long after the last answer others are still given: SDK clients list the tools to check their first result."""
+
 CLOSE_SECONDS = 2
 """How long connections get to close by themselves."""
 
@@ -99,9 +102,13 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     _log.info("Listening", url=f"http://{_shown(settings.host)}:{port}{MCP_PATH}", auth=bool(tokens))
                     task_status.started(port)
                     await stop.asked.wait()
+                    was_busy = sandbox.supervisor.running > 0
                     await _drain(sandbox, stop, settings.drain_grace_seconds)
                     with anyio.move_on_after(ANSWER_SECONDS):
                         await app.in_flight.wait_idle()
+                        if was_busy:
+                            await anyio.sleep(LINGER_SECONDS)
+                            await app.in_flight.wait_idle()
                     app.closing = True
                 # Leaving the manager ended the older clients' open streams, which would have held uvicorn up.
                 web.should_exit = True

@@ -243,8 +243,10 @@ class ExecutionSupervisor:
             return  # cancelled, or expired, meanwhile
 
     async def _wait_idle(self) -> None:
+        # `run` and `drain` both wait, so a fresh event may only replace one that is set.
         while self._runs:
-            self._idle = anyio.Event()
+            if self._idle.is_set():
+                self._idle = anyio.Event()
             await self._idle.wait()
 
 

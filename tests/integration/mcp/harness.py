@@ -22,7 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult
 
 PATIENCE_SECONDS = 20.0
-MODES = ("auto", "legacy")
+MODES: tuple[str, ...] = ("auto", "legacy")
 """2026-07-28, and the newest older era."""
 
 ACCEPT = "application/json, text/event-stream"
@@ -42,6 +42,9 @@ class Served:
 
     def health(self) -> httpx2.Response:
         return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=5)
+
+    def running(self) -> int:
+        return int(self.health().json()["running"])
 
     def stop(self) -> int:
         """Ask it to stop as an operator would; return its exit code."""
@@ -70,7 +73,6 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout=PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
@@ -80,7 +82,8 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
 
 def environment(**variables: str) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SANDBOX_", "REDIS_"))}
-    return {**inherited, "SANDBOX_LOG_FILE": "", **variables}
+    quick = {"SANDBOX_LOG_FILE": "", "SANDBOX_DRAIN_GRACE_SECONDS": "0", "SANDBOX_KILL_GRACE_SECONDS": "1"}
+    return {**inherited, **quick, **variables}
 
 
 def sandbox_program() -> str:
@@ -119,9 +122,11 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = PATIEN
 async def connected(url: str, mode: str = "auto", token: str | None = None) -> AsyncIterator[Client]:
     """Yield the SDK's client over real HTTP."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60)) as http:
-        async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
-            yield client
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60)) as http,
+        Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+    ):
+        yield client
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""One client over standard input and output."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess  # noqa: TID251  # the server under test is a program
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp import Client, StdioServerParameters
+
+from tests.integration.mcp.harness import (
+    MODES,
+    PATIENCE_SECONDS,
+    call,
+    environment,
+    eventually,
+    processes_with,
+    sandbox_program,
+    tool_request,
+)
+
+pytestmark = [pytest.mark.integration, pytest.mark.anyio]
+
+COMMAND = [sandbox_program(), "serve", "--transport", "stdio"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_tools_work_over_stdio(tmp_path: Path, mode: str) -> None:
+    parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=environment(), cwd=tmp_path)
+    async with Client(parameters, mode=mode) as client:
+        assert (await call(client, "execute_code", command="echo over stdio"))["stdout"] == "over stdio\n"
+        big = await call(client, "execute_code", command="seq 1 200000", max_bytes=8 << 20)
+        assert big["stdout"].endswith("\n200000\n")
+
+
+def start(tmp_path: Path, **variables: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        COMMAND,
+        env=environment(**variables),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def messages(*bodies: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(body).encode() + b"\n" for body in bodies)
+
+
+def test_calls_before_the_end_of_input_are_answered_and_stdout_is_all_protocol(tmp_path: Path) -> None:
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="15") as process:
+        asked = tool_request("execute_code", {"command": "sleep 0.5; echo answered"}, request_id=9)
+        out, err = process.communicate(messages(asked), timeout=PATIENCE_SECONDS)
+    lines = [json.loads(line) for line in out.splitlines()]
+    (answer,) = [line for line in lines if line.get("id") == 9]
+    assert answer["result"]["structuredContent"]["stdout"] == "answered\n"
+    assert process.returncode == 0, err
+    assert b"Traceback" not in err
+
+
+def test_end_of_input_ends_what_was_started(tmp_path: Path) -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    with start(tmp_path) as process:
+        assert process.stdin is not None
+        asked = tool_request("execute_code_async", {"command": ["sh", "-c", "sleep 60; true", mark]})
+        process.stdin.write(messages(asked))
+        process.stdin.flush()
+        eventually(lambda: processes_with(mark), "it runs")
+        process.stdin.close()
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert processes_with(mark) == []
+
+
+def test_signal_ends_a_server_whose_client_is_silent(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(messages(tool_request("execute_code", {"command": "true"})))
+        process.stdin.flush()
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0
+
+
+def test_malformed_lines_do_not_end_it(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        asked = tool_request("execute_code", {"command": "echo still here"}, request_id=3)
+        data = messages(asked) + b"{broken\n\n[]\n" + b"x" * (5 << 20) + b"\n" + messages({**asked, "id": 4})
+        out, _ = process.communicate(data, timeout=PATIENCE_SECONDS)
+    answers = {json.loads(line).get("id") for line in out.splitlines()}
+    assert {3, 4} <= answers
+    assert process.returncode == 0
