@@ -40,7 +40,7 @@ def test_every_policy_example_is_accepted() -> None:
 
 def test_tests_named_in_the_threat_model_exist() -> None:
     text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    named = re.findall(r"`((?:tests|src)/[\w/]+\.py)::(\w+)`", text)
     assert named
     for name, test in named:
         assert (ROOT / name).is_file(), name
