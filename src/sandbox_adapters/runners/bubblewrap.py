@@ -173,7 +173,8 @@ class BubblewrapRunner:
             self._open_pipes(launch, uid, theirs, ours)
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
-            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes
+            # Inside, the sandbox's pid 1 is counted too.
+            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes + 1
             request = JobRequest(
                 bwrap=program.path,
                 command=self._view.argv(launch.command),

@@ -174,6 +174,7 @@ class LocalRunner:
             "argv": argv,
             "environment": command_environment({**base, "SHELL": self._shell}, command.environment),
             "directory": os.path.join(workspace, command.working_directory or ""),
+            "folder": str(folder),
             "limits": [list(limit) for limit in rlimits(launch.policy.resource_limits)],
         }
         return json.dumps(request).encode() + b"\n"

@@ -18,6 +18,7 @@ import sys
 from typing import Any, NoReturn
 
 from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, children, close_from, prctl, reset_signals, send_signal
+from .remove_tree import remove_tree
 
 OP_TERMINATE, OP_KILL = b"T", b"K"
 STAGE_DIRECTORY, STAGE_EXECUTE = "directory", "execute"
@@ -67,7 +68,8 @@ class Stub:
         try:
             self._channel.sendall(json.dumps(answer).encode() + b"\n")
         except OSError:
-            return  # the server is gone
+            # The server is gone, and nobody else knows of the directory.
+            remove_tree(request["folder"])
 
     def _request(self) -> dict[str, Any]:
         text = b""
