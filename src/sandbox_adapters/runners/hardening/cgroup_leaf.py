@@ -61,7 +61,8 @@ class Leaf:
     """The directories of one execution. Made by `Cgroups.make_leaf`; nothing here waits for anything."""
 
     def __init__(self, branches: Sequence[Branch]) -> None:
-        self._branches = branches
+        # Version 2 first: who is attached to the others only would be out of reach of cgroup.kill.
+        self._branches = sorted(branches, key=lambda branch: -branch.version)
 
     @property
     def directories(self) -> list[str]:
@@ -126,18 +127,21 @@ class Leaf:
         self._kill_one_by_one()
 
     def remove(self) -> bool:
-        """Remove the directories; False when there are still processes in one. Again is no error. Raises OSError."""
-        gone = True
+        """Remove the directories; False, and they stay, when there are still processes. Again is no error.
+
+        Raises OSError.
+        """
         for branch in self._branches:
             try:
                 os.rmdir(branch.directory)
             except FileNotFoundError:
                 continue
             except OSError as error:
+                # In the order of attaching: whoever is on the way in is in the first already.
                 if error.errno != errno.EBUSY:
                     raise
-                gone = False
-        return gone
+                return False
+        return True
 
     def _with(self, controller: str) -> Branch | None:
         return next((branch for branch in self._branches if controller in branch.controllers), None)
@@ -146,10 +150,24 @@ class Leaf:
         """Where there is no cgroup.kill (kernels before 5.14): nobody may fork any more, then each in turn."""
         pids = self._with("pids")
         if pids is not None:
-            write(f"{pids.directory}/pids.max", "0")
+            with contextlib.suppress(FileNotFoundError):
+                write(f"{pids.directory}/pids.max", "0")
         for _ in range(_KILL_ROUNDS):
-            if not _kill_listed(self.processes, self.processes()):
+            listed = self.processes()
+            if not listed:
                 return
+            held: dict[int, int] = {}
+            try:
+                for pid in listed:
+                    with contextlib.suppress(ProcessLookupError):
+                        held[pid] = os.pidfd_open(pid)
+                # Whoever is listed still is who the descriptor means, so a number used again hits nobody else.
+                for pid in held.keys() & self.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(held[pid], signal.SIGKILL)
+            finally:
+                for descriptor in held.values():
+                    os.close(descriptor)
 
 
 def _settings(branch: Branch, controller: str, wanted: float) -> list[tuple[str, str]]:
@@ -176,7 +194,8 @@ def _settings(branch: Branch, controller: str, wanted: float) -> list[tuple[str,
 
 
 def _usage_v1(branch: Branch) -> dict[str, int | float]:
-    folder, found = branch.directory, {}
+    folder = branch.directory
+    found: dict[str, int | float] = {}
     if "memory" in branch.controllers:
         found |= _number(f"{folder}/memory.max_usage_in_bytes", "peak")
         found |= _keyed(f"{folder}/memory.oom_control", {"oom_kill": "oom_kill"})
@@ -189,7 +208,8 @@ def _usage_v1(branch: Branch) -> dict[str, int | float]:
 
 
 def _usage_v2(branch: Branch) -> dict[str, int | float]:
-    folder, found = branch.directory, {}
+    folder = branch.directory
+    found: dict[str, int | float] = {}
     if "memory" in branch.controllers:
         found |= _number(f"{folder}/memory.peak", "peak")
         found |= _keyed(f"{folder}/memory.events", {"oom_kill": "oom_kill"})
