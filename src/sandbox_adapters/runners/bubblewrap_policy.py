@@ -11,6 +11,8 @@ from sandbox_core.domain.errors import PolicyViolation
 from sandbox_core.domain.policy import WORKSPACE, ExecutionPolicy, inside_sandbox, path_within
 
 _GRANTABLE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
+_LEAST_OPEN_FILES = 16
+"""What bwrap needs for itself, under the limit it passes on."""
 _WILDCARD = re.compile(r"[*?\[{]")
 
 
@@ -51,6 +53,14 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str]) -> list[Poli
                     "this runner cannot protect a path inside the private workspace",
                 )
             )  # fmt: skip
+    open_files = policy.resource_limits.max_open_files
+    if open_files is not None and open_files < _LEAST_OPEN_FILES:
+        found.append(
+            PolicyViolation(
+                "resource_limits.max_open_files", str(open_files), f"at least {_LEAST_OPEN_FILES}",
+                "bwrap itself needs that many to build the sandbox",
+            )
+        )  # fmt: skip
     return found
 
 

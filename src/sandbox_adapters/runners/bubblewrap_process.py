@@ -20,7 +20,7 @@ _BWRAP_PREFIX = b"bwrap: "
 _HOLD_SECONDS = 1.0
 """bwrap exits at once after a complaint; a program that prints the same words first waits this long at most."""
 _MAX_COMPLAINT_BYTES = 64 * 1024
-_FAILURE = 1
+_SIGNAL_BASE = 128
 _END_SECONDS = 20
 _LOST_SECONDS = 2
 _LOST_POLL_SECONDS = 0.005
@@ -107,8 +107,9 @@ class BubblewrapProcess:
         if answer.wait_status == STATUS_NOT_STARTED:
             text = f"The sandbox could not be started: {answer.error}."
             self._end(ProcessExit(reason=TerminationReason.SETUP_FAILED, message=text))
-        elif answer.executed or os.WIFSIGNALED(answer.wait_status) or os.WEXITSTATUS(answer.wait_status) > _FAILURE:
-            # A signal may come between bwrap's last fork and the execution; bwrap itself fails with 1.
+        elif answer.executed or os.WIFSIGNALED(answer.wait_status) or os.WEXITSTATUS(answer.wait_status) > _SIGNAL_BASE:
+            # A signal may come between bwrap's last fork and the execution; bwrap itself fails with 1,
+            # and the dynamic loader with 127.
             self._end(exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True))
         else:
             self._finish_failed_start()

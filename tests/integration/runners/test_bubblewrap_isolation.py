@@ -17,6 +17,7 @@ from sandbox_adapters.runners.bubblewrap_options import check_destinations
 from sandbox_adapters.runners.runtime_directory import reachable_by_everyone
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import PolicyRefused, RunnerUnavailable
+from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits
 from sandbox_core.testing.runner_harness import Finished, finish, launch_of, run_command
 
@@ -136,6 +137,19 @@ def _interpreter_for_everyone() -> str | None:
         if reachable_by_everyone(Path(path)) and reachable_by_everyone(Path(path).resolve()):
             return path
     return None
+
+
+async def test_the_fewest_open_files_still_start_a_program_and_fewer_are_refused(runner: BubblewrapRunner) -> None:
+    fewest = ExecutionPolicy(resource_limits=ResourceLimits(max_open_files=16))
+    assert (await run_command(runner, Command(argv=("true",)), fewest)).exit.exit_code == 0
+    fewer = ExecutionPolicy(resource_limits=ResourceLimits(max_open_files=15))
+    assert [violation.field for violation in runner.unenforceable(fewer)] == ["resource_limits.max_open_files"]
+
+
+async def test_a_sandbox_that_cannot_be_built_says_what_bwrap_said(runner: BubblewrapRunner) -> None:
+    finished = await run_command(runner, Command(argv=("true", *["x"] * 20_000)))
+    assert finished.exit.reason is TerminationReason.SETUP_FAILED
+    assert "number of arguments" in (finished.exit.message or "")
 
 
 async def test_an_unprivileged_server_holds_the_same_limits(anyio_backend: str) -> None:
