@@ -63,6 +63,7 @@ class WaitContract:
 
     async def test_only_the_end_wakes_who_waits_for_the_end(self, harness: StoreHarness) -> None:
         claim = await _claimed(harness)
+        await harness.store.append(claim.lease, [printed(harness.clock, b"there already")])
         woken = anyio.Event()
         with anyio.fail_after(_BOUND_SECONDS):
             async with anyio.create_task_group() as tasks:
