@@ -1,0 +1,13 @@
+"""What every test shares: how hypothesis looks for counter-examples."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Examples take as long as the machine is busy, so there is no deadline; the number of examples is the bound. In CI the
+# same examples come every time, so that a failure there is a change of the code.
+settings.register_profile("local", deadline=None, print_blob=True)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
