@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from sandbox_core.application.service import LARGEST_PAGE
 from sandbox_core.domain.command import MAX_COMMAND_BYTES, MAX_STDIN_BYTES, MAX_WORKING_DIRECTORY_BYTES
@@ -21,7 +22,16 @@ def _whole_float(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str, Field(strict=True)]
+def _whole_characters(value: str) -> str:
+    """Refuse what JSON can write and UTF-8 cannot: half a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("string_unicode", "must be text") from None
+    return value
+
+
+Text = Annotated[str, Field(strict=True), AfterValidator(_whole_characters)]
 Flag = Annotated[bool, Field(strict=True)]
 WHOLE_FLOAT = BeforeValidator(_whole_float)
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -28,6 +28,8 @@ class Exchange:
 
     disconnected: anyio.Event = field(default_factory=anyio.Event)
     """Set when the client is seen to be gone, whether or not the protocol makes anything of that."""
+    streaming: bool = False
+    """True once the answer goes out as an event stream."""
     answered: bool = False
     """True when the response is complete, or given up."""
     handlers: int = 0

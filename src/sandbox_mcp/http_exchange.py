@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox_mcp.caller import EXCHANGE_KEY, Exchange
+from sandbox_mcp.http_answers import answer_compactly, is_stream
 from sandbox_mcp.http_errors import refuse
 
 _SESSION_HEADER = b"mcp-session-id"
@@ -65,20 +67,25 @@ class TrackExchanges:
                 exchange.disconnected.set()
             return message
 
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start" and is_stream(message):
+                exchange.streaming = True
+            await send(message)
+
         session = next((value for name, value in scope["headers"] if name == _SESSION_HEADER), None)
         if scope["method"] != "POST":
-            await self._app(scope, watch, send)
+            await self._app(scope, watch, note)
             return
         if session is None:
             with self._in_flight.counted():
-                await self._app(scope, watch, send)
+                await self._app(scope, watch, note)
             return
-        await self._in_session(session, exchange, scope, watch, send)
+        await self._in_session(session, exchange, scope, watch, note)
 
     async def _in_session(self, session: bytes, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         first = await receive()
-        identity = _request_id(first.get("body", b""))
-        key = None if identity is None else (session, identity)
+        request = _request(first.get("body", b""))
+        key = None if request is None else (session, str(request["id"]))
 
         async def replay() -> Message:
             nonlocal first
@@ -95,19 +102,28 @@ class TrackExchanges:
             self._used[key] = exchange
         try:
             with self._in_flight.counted():
-                await self._app(scope, replay, send)
+                if request is None or _wants_progress(request):
+                    await self._app(scope, replay, send)
+                else:
+                    await answer_compactly(self._app, scope, replay, send)
         finally:
             exchange.answered = True
             if key is not None and not exchange.handlers and self._used.get(key) is exchange:
                 del self._used[key]
 
 
-def _request_id(body: bytes) -> str | None:
-    """Return the id of a JSON-RPC request as the SDK keys it; None for anything else."""
+def _request(body: bytes) -> dict[str, Any] | None:
+    """Return a JSON-RPC request; None for anything else."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         return None
     if not isinstance(message, dict) or "method" not in message or "id" not in message:
         return None
-    return str(message["id"])
+    return message
+
+
+def _wants_progress(request: dict[str, Any]) -> bool:
+    params = request.get("params")
+    meta = params.get("_meta") if isinstance(params, dict) else None
+    return isinstance(meta, dict) and "progressToken" in meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Final
@@ -17,15 +18,19 @@ from sandbox_adapters.policy_input import did_you_mean
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.domain.errors import InfrastructureError, SandboxError
 from sandbox_mcp.arguments import DEFAULT_RESULT_BYTES, LARGEST_RESULT_BYTES
-from sandbox_mcp.caller import caller_of
+from sandbox_mcp.caller import Caller, caller_of
 from sandbox_mcp.catalogue import INSTRUCTIONS, build_catalogue
 from sandbox_mcp.failures import error_fields, internal_error_fields
 from sandbox_mcp.guide_replies import GuideReplies
-from sandbox_mcp.replies import ReplyStyle, SandboxReplies, ToolResult
+from sandbox_mcp.replies import ReplyStyle, SandboxReplies, ToolResult, Wishes
 from sandbox_mcp.tools import Tools
 from sandbox_mcp.validation import parse_arguments
+from sandbox_mcp.views import ExecutionView, View
 
 SERVER_NAME: Final = "sandbox"
+LARGEST_EVENT_BYTES: Final = 1_000_000
+"""What an answer that goes out as an event may have: SDK clients refuse events over 1 MiB."""
+
 _CATALOGUE_TTL_MS: Final = 3_600_000
 
 _log = get_logger(__name__)
@@ -93,7 +98,7 @@ class SandboxServer:
             exchange.handlers += 1
         try:
             view, wishes = await entry.run(ctx, caller, parse_arguments(entry.arguments, params.arguments))
-            return self._replies.reply(params.name, view, wishes)
+            return await self._reply(params.name, caller, view, wishes)
         except SandboxError as error:
             if isinstance(error, InfrastructureError):
                 _log.warning("Tool call failed", tool=params.name, code=error.code, problem=str(error))
@@ -104,3 +109,17 @@ class SandboxServer:
         finally:
             if exchange is not None:
                 exchange.handlers -= 1
+
+    async def _reply(self, tool: str, caller: Caller, view: View, wishes: Wishes) -> ToolResult:
+        """Return the result, with less output where its way to the client has not room for all."""
+        result = self._replies.reply(tool, view, wishes)
+        if caller.exchange is None or not isinstance(view, ExecutionView):
+            return result
+        while caller.exchange.streaming and view.output_bytes > 1:
+            size = len(json.dumps(result))
+            if size <= LARGEST_EVENT_BYTES:
+                break
+            room = int(view.output_bytes * LARGEST_EVENT_BYTES / size * 0.9)
+            view = await self._tools.shrink(caller, view, max(1, room))
+            result = self._replies.reply(tool, view, wishes)
+        return result

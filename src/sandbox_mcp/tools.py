@@ -29,6 +29,7 @@ from sandbox_mcp.lifetime import wait_with_caller
 from sandbox_mcp.replies import Wishes
 from sandbox_mcp.views import (
     CancelView,
+    Cursor,
     ExecutionView,
     InputView,
     ListView,
@@ -86,10 +87,8 @@ class Tools:
             on_disconnect=args.on_disconnect,
             yield_seconds=args.yield_seconds,
         )
-        ends = await self._service.read_ends(
-            caller.principal, execution.id, max_bytes=args.max_bytes or self._default_bytes
-        )
-        return view_of_ends(ends), Wishes(events=args.include_events or self._always_events)
+        view = await self._ends(caller, execution.id, args.max_bytes or self._default_bytes)
+        return view, Wishes(events=args.include_events or self._always_events)
 
     async def _execute_async(self, _: Context, caller: Caller, args: ExecuteAsyncArguments) -> tuple[View, Wishes]:
         return ExecutionView(await self._submit(caller, args), last_event_id="0"), Wishes()
@@ -105,14 +104,25 @@ class Tools:
             await self._service.wait(
                 caller.principal, execution_id, after=cursor.after, timeout_seconds=args.wait_seconds
             )
-        max_bytes = args.max_bytes or self._default_bytes
-        page = await self._service.read(
-            caller.principal, execution_id, after=cursor.after, max_bytes=max_bytes + cursor.skip
-        )
         wishes = Wishes(
             events=args.include_events or self._always_events, text=args.include_text, encoding=args.encoding
         )
-        return view_of_page(page, cursor, max_bytes), wishes
+        return await self._page(caller, execution_id, cursor, args.max_bytes or self._default_bytes), wishes
+
+    async def shrink(self, caller: Caller, view: ExecutionView, max_bytes: int) -> ExecutionView:
+        """Return the same part of the same log again, with less output."""
+        if view.is_page:
+            return await self._page(caller, view.execution.id, view.start, max_bytes)
+        return await self._ends(caller, view.execution.id, max_bytes)
+
+    async def _ends(self, caller: Caller, execution_id: ExecutionId, max_bytes: int) -> ExecutionView:
+        return view_of_ends(await self._service.read_ends(caller.principal, execution_id, max_bytes=max_bytes))
+
+    async def _page(self, caller: Caller, execution_id: ExecutionId, cursor: Cursor, max_bytes: int) -> ExecutionView:
+        page = await self._service.read(
+            caller.principal, execution_id, after=cursor.after, max_bytes=max_bytes + cursor.skip
+        )
+        return view_of_page(page, cursor, max_bytes)
 
     async def _status(self, _: Context, caller: Caller, args: StatusArguments) -> tuple[View, Wishes]:
         execution_id = parse_execution_id(args.execution_id)

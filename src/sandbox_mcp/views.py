@@ -59,6 +59,7 @@ class ExecutionView:
         last_event_id: cursor after everything shown.
         has_more: whether the log has events after `last_event_id` already.
         is_page: True for a page, whose output must join to the next page without anything in between.
+        start: where a page begins.
     """
 
     execution: Execution
@@ -69,6 +70,12 @@ class ExecutionView:
     last_event_id: str | None = None
     has_more: bool = False
     is_page: bool = False
+    start: Cursor = Cursor()
+
+    @property
+    def output_bytes(self) -> int:
+        """Output in this view, bytes."""
+        return sum(len(item.event.data) for item in (*self.head, *self.tail) if item.event.kind.is_output)
 
     @property
     def dropped_bytes(self) -> int:
@@ -151,6 +158,7 @@ def view_of_page(page: LogPage, start: Cursor, max_bytes: int) -> ExecutionView:
         last_event_id=str(last),
         has_more=last.after < page.last_seq,
         is_page=True,
+        start=start,
     )
 
 

@@ -163,6 +163,24 @@ async def test_progress_brings_the_newest_output_and_grows(server: Served, mode:
     assert all(len(message.encode()) <= 2048 for _, message in told)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fill", ["x", "\\001"])
+async def test_streamed_answer_fits_what_clients_take(server: Served, mode: str, fill: str) -> None:
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        del progress, total, message
+
+    command = f"echo first; sleep 0.7; head -c 3000000 /dev/zero | tr '\\0' '{fill}'"
+    async with connected(server.url, mode) as client:
+        result = await client.call_tool(
+            "execute_code", {"command": command, "max_bytes": 8 << 20}, progress_callback=listen
+        )
+        assert isinstance(result.structured_content, dict)
+        assert result.structured_content["truncation"]["omitted_bytes"] > 1_500_000
+        identity = {"execution_id": result.structured_content["execution_id"]}
+        page = await call(client, "get_execution_output", **identity, max_bytes=8 << 20, include_events=False)
+    assert len(page["stdout"]) == 3_000_006
+
+
 async def test_client_that_does_not_read_never_slows_the_run(server: Served) -> None:
     session = f"slow-{uuid.uuid4().hex[:12]}"
     arguments = {"command": "for i in $(seq 300); do head -c 20000 /dev/zero | tr '\\0' x; done", "session_id": session}
