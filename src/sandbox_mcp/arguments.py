@@ -46,7 +46,7 @@ MaxBytes = Annotated[
         strict=True,
         ge=1,
         le=LARGEST_RESULT_BYTES,
-        description="Most output in the reply, bytes (default 131072). What is left out can be read on.",
+        description="Most output in the reply, bytes. What is left out can be read on.",
     ),
     WHOLE_FLOAT,
 ]
