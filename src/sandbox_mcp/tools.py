@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 from mcp.server.context import ServerRequestContext
 
 from sandbox_adapters.submission import make_submission
@@ -168,7 +169,11 @@ class Tools:
             policy=args.sandbox_config,
             session_id=caller.session(args.session_id),
         )
-        return await self._service.submit(caller.principal, submission)
+        # Shielded: a call that is cancelled half-way would leave an execution that nobody knows of. The wait after it
+        # notices the cancellation, and knows what to end.
+        with anyio.CancelScope(shield=True):
+            execution = await self._service.submit(caller.principal, submission)
+        return execution
 
 
 def _statuses(given: ExecutionStatus | list[ExecutionStatus] | None) -> frozenset[ExecutionStatus]:
