@@ -1,0 +1,222 @@
+"""Real programs through the proxy, told of it only by environment variables."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+import anyio
+import pytest
+
+from tests.integration.egress.conftest import BOUND_SECONDS, Certificate, Running, Serving
+from tests.integration.egress.origins import Origin, file_origin
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+BIG = 8 << 20
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+async def run(
+    running: Running, argv: list[str], folder: Path, *, certificate: Certificate | None = None, scheme: str = "http"
+) -> Done:
+    """Run a program with an environment like a sandbox's: no proxy but ours, and nothing that goes around it."""
+    proxy = f"{scheme}://127.0.0.1:{running.port}"
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
+        "LANG": "C.UTF-8",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "NPM_CONFIG_USERCONFIG": str(folder / "npmrc"),
+        "NPM_CONFIG_UPDATE_NOTIFIER": "false",
+    }
+    for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
+        environment[name] = environment[name.upper()] = proxy
+    if certificate is not None:
+        for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS"):
+            environment[name] = str(certificate.file)
+    with anyio.fail_after(2 * BOUND_SECONDS):
+        done = await anyio.run_process(argv, env=environment, cwd=folder, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@needs("curl")
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+async def test_curl(
+    serving: Serving, origin: Origin, tls_origin: Origin, certificate: Certificate, tmp_path: Path, scheme: str
+) -> None:
+    curl = ["curl", "-sS", "--fail-with-body", "--max-time", "20"]
+    if scheme == "socks5h":
+        curl += ["--noproxy", ""]
+    upload = tmp_path / "upload"
+    upload.write_bytes(os.urandom(BIG))
+    async with serving(ports=[origin.port], tls_ports=[tls_origin.port]) as running:
+        for base in (f"http://origin.test:{origin.port}", f"https://origin.test:{tls_origin.port}"):
+            both = await run(
+                running, [*curl, f"{base}/1", f"{base}/2"], tmp_path, certificate=certificate, scheme=scheme
+            )
+            assert (both.stdout, both.returncode) == (b"hellohello", 0), both.stderr
+            argv = [*curl, "-T", str(upload), f"{base}/up"]
+            sent = await run(running, argv, tmp_path, certificate=certificate, scheme=scheme)
+            assert sent.stdout.decode() == hashlib.sha256(upload.read_bytes()).hexdigest(), sent.stderr
+            argv = [*curl, "-o", "down", f"{base}/big?bytes={BIG}"]
+            assert (await run(running, argv, tmp_path, certificate=certificate, scheme=scheme)).returncode == 0
+            assert (tmp_path / "down").stat().st_size == BIG
+        assert not running.proxy.denials()
+        denied = await run(running, [*curl, f"http://denied.test:{origin.port}/"], tmp_path, scheme=scheme)
+        assert denied.returncode != 0
+        assert running.rules_denied() == ["denied_domains: denied.test"]
+        if scheme == "http":
+            assert b"Rule: denied_domains: denied.test" in denied.stdout
+
+
+@needs("curl")
+async def test_curl_cannot_hide_another_server_name_behind_an_allowed_one(
+    serving: Serving, tls_origin: Origin, certificate: Certificate, tmp_path: Path
+) -> None:
+    port = tls_origin.port
+    async with serving(tls_ports=[port]) as running:
+        argv = ["curl", "-sS", "--connect-to", f"other.test:{port}:origin.test:{port}", f"https://other.test:{port}/"]
+        done = await run(running, argv, tmp_path, certificate=certificate)
+        assert done.returncode != 0
+        assert running.rules_denied() == ["tls_server_name"]
+    assert not tls_origin.seen
+
+
+def make_wheel(folder: Path) -> Path:
+    info = "tinything-1.0.dist-info"
+    files = {
+        "tinything.py": "ANSWER = 42\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    wheel = folder / "tinything-1.0-py3-none-any.whl"
+    with ZipFile(wheel, "w") as archive:
+        for name, text in [*files.items(), (f"{info}/RECORD", record)]:
+            archive.writestr(name, text)
+    return wheel
+
+
+async def test_pip_installs_from_an_index(serving: Serving, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "simple" / "tinything").mkdir(parents=True)
+    wheel = make_wheel(site / "simple" / "tinything")
+    (wheel.parent / "index.html").write_text(f'<!DOCTYPE html><a href="{wheel.name}">{wheel.name}</a>')
+    with file_origin(site) as port:
+        async with serving(ports=[port]) as running:
+            argv = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "out"), "tinything"]
+            index = ["--index-url", f"http://origin.test:{port}/simple", "--trusted-host", "origin.test"]
+            done = await run(running, [*argv, *index], tmp_path)
+            assert done.returncode == 0, done.stderr
+            index = [
+                "--index-url",
+                f"http://no.example:{port}/simple",
+                "--trusted-host",
+                "no.example",
+                "--retries",
+                "0",
+            ]
+            refused = await run(running, [*argv, *index], tmp_path)
+            assert refused.returncode != 0
+            assert running.rules_denied() == ["allowed_domains"]
+    assert (tmp_path / "out" / "tinything.py").read_text() == "ANSWER = 42\n"
+
+
+@needs("git")
+async def test_git_clones_over_dumb_http(serving: Serving, tmp_path: Path) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"]
+    work, bare = tmp_path / "work", tmp_path / "site" / "thing.git"
+    work.mkdir()
+    (work / "file").write_text("content")
+    for argv in (
+        ["git", *identity, "init", "-q", "."], ["git", "add", "file"], ["git", *identity, "commit", "-qm", "x"],
+        ["git", "clone", "-q", "--bare", ".", str(bare)], ["git", "-C", str(bare), "update-server-info"],
+    ):  # fmt: skip
+        await anyio.run_process(argv, cwd=work)
+    with file_origin(tmp_path / "site") as port:
+        async with serving(ports=[port]) as running:
+            done = await run(running, ["git", "clone", "-q", f"http://origin.test:{port}/thing.git", "copy"], tmp_path)
+            assert done.returncode == 0, done.stderr
+            refused = await run(running, ["git", "clone", f"http://denied.test:{port}/thing.git", "no"], tmp_path)
+            assert b"403" in refused.stderr
+    assert (tmp_path / "copy" / "file").read_text() == "content"
+
+
+REQUESTS = """
+import sys, requests
+for base in sys.argv[1:3]:
+    session = requests.Session()
+    assert session.get(base + "/1").text == "hello"
+    assert session.post(base + "/2", data=b"x" * 100000).status_code == 200
+    assert session.post(base + "/3", data=(b"y" * 1000 for _ in range(50))).status_code == 200
+answer = requests.get(sys.argv[3])
+print(answer.status_code, answer.text)
+"""
+
+
+async def test_requests(
+    serving: Serving, origin: Origin, tls_origin: Origin, certificate: Certificate, tmp_path: Path
+) -> None:
+    pytest.importorskip("requests")
+    async with serving(ports=[origin.port], tls_ports=[tls_origin.port]) as running:
+        argv = [
+            sys.executable, "-c", REQUESTS, f"http://origin.test:{origin.port}",
+            f"https://origin.test:{tls_origin.port}", f"http://denied.test:{origin.port}/",
+        ]  # fmt: skip
+        done = await run(running, argv, tmp_path, certificate=certificate)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"403 The sandbox's network policy refused denied.test")
+    assert [seen.body_bytes for seen in (*origin.seen, *tls_origin.seen)] == [0, 100000, 50000] * 2
+
+
+@needs("npm")
+async def test_npm_installs_from_a_registry(serving: Serving, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    package = json.dumps({"name": "tinything", "version": "1.0.0", "main": "index.js"}).encode()
+    with tarfile.open(site / "tinything-1.0.0.tgz", "w:gz") as archive:
+        for name, content in (("package.json", package), ("index.js", b"module.exports = 42\n")):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    digest = base64.b64encode(hashlib.sha512((site / "tinything-1.0.0.tgz").read_bytes()).digest()).decode()
+    with file_origin(site) as port:
+        base = f"http://origin.test:{port}"
+        version = {
+            "name": "tinything", "version": "1.0.0",
+            "dist": {"tarball": f"{base}/tinything-1.0.0.tgz", "integrity": f"sha512-{digest}"},
+        }  # fmt: skip
+        document = {"name": "tinything", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+        (site / "tinything").write_text(json.dumps(document))
+        project = tmp_path / "project"
+        project.mkdir()
+        async with serving(ports=[port]) as running:
+            argv = ["npm", "install", "--no-audit", "--no-fund", "--registry", base, "tinything"]
+            done = await run(running, argv, project)
+            assert done.returncode == 0, done.stderr
+            assert not running.proxy.denials()
+    assert (project / "node_modules" / "tinything" / "index.js").read_text() == "module.exports = 42\n"
