@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 HEADER = "# Compiled by `make pins` from pyproject.toml. Do not edit.\n"
 PLACE = re.compile(r"https?://|file:|--(extra-)?index-url|--find-links|--trusted-host")
+OF_OLDER_PATCHES = ("async-timeout",)
+"""What redis needs before Python 3.11.3, where its marker leaves it out when a newer 3.11 compiles."""
+
 OPTIONS = (
     "--quiet",
     "--generate-hashes",
@@ -47,8 +50,10 @@ def main() -> None:
         raise SystemExit(f"make pins needs Python {OLDEST[0]}.{OLDEST[1]}, the oldest that is supported")
     group = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["dev"]
     runtime, dev = ROOT / "requirements" / "runtime.txt", ROOT / "requirements" / "dev.txt"
-    compile_pins(runtime, ROOT / "pyproject.toml")
     with tempfile.TemporaryDirectory() as directory:
+        older = Path(directory) / "older.in"
+        older.write_text("\n".join(OF_OLDER_PATCHES), encoding="utf-8")
+        compile_pins(runtime, ROOT / "pyproject.toml", older)
         asked = Path(directory) / "dev.in"
         asked.write_text("\n".join([f"-r {runtime}", *group]), encoding="utf-8")
         compile_pins(dev, asked)
