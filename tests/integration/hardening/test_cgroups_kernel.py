@@ -51,6 +51,10 @@ def leaf(cgroups: Cgroups) -> Iterator[Leaf]:
     assert made.remove()
 
 
+def files_named(leaf: Leaf, name: str) -> list[Path]:
+    return [file for directory in leaf.directories if (file := Path(directory, name)).exists()]
+
+
 def start(leaf: Leaf, work: Callable[[], object]) -> int:
     """Fork a child that does `work` in the leaf and exits 0, or 1 when it raises."""
     pid = os.fork()
@@ -189,6 +193,8 @@ class TestProcesses:
             os.sched_yield()
         if one_by_one:
             leaf._kill_one_by_one()
+            # Who is being forked meanwhile is not listed yet; so nobody may fork.
+            assert "0\n" in [file.read_text() for file in files_named(leaf, "pids.max")]
         else:
             leaf.kill()
         assert wait_for(pid) == -signal.SIGKILL
@@ -204,8 +210,7 @@ def test_cpu_quota_holds_a_hog_back(leaf: Leaf) -> None:
             continue
 
     assert wait_for(start(leaf, burn)) == 0
-    files = [Path(directory, "cpu.stat") for directory in leaf.directories]
-    told = "".join(file.read_text() for file in files if file.exists())
+    told = "".join(file.read_text() for file in files_named(leaf, "cpu.stat"))
     throttled = [int(line.split()[1]) for line in told.splitlines() if line.startswith("nr_throttled")]
     assert max(throttled) >= 1
 

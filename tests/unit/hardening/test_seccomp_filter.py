@@ -22,7 +22,30 @@ PROGRAMS = {machine: seccomp.build_filter(machine) for machine in MACHINES}
 each_machine = pytest.mark.parametrize("machine", MACHINES)
 argument = st.integers(0, 2**64 - 1) | st.integers(0, 64)
 interesting = st.sampled_from(
-    [0, 1, 2, 3, 5, 6, 8, 10, 16, 17, 0x80, 0x5412, 0x541C, 0x5423, 0x20000, 0x10000000, 0o20000, 0o60000, 0o10644]
+    [
+        0,
+        1,
+        2,
+        3,
+        5,
+        6,
+        8,
+        10,
+        16,
+        17,
+        0x80,
+        0x5412,
+        0x541C,
+        0x5423,
+        0x20000,
+        0x10000000,
+        0o20000,
+        0o60000,
+        0o10644,
+        0x80001,
+        0x80802,
+        0x803,
+    ]
 )
 anything = st.builds(lambda low, high: low | high << 32, interesting, st.integers(0, 2**32 - 1)) | argument
 
