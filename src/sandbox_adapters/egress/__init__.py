@@ -7,6 +7,7 @@ proxy, connection                                          the life of a listene
 """
 
 from sandbox_adapters.egress.addresses import AddressPolicy
+from sandbox_adapters.egress.environment import proxy_environment
 from sandbox_adapters.egress.http_front import HeaderInjector
 from sandbox_adapters.egress.proxy import EgressProxy
 from sandbox_adapters.egress.resolver import Lookup
@@ -23,4 +24,5 @@ __all__ = [
     "EgressUsage",
     "HeaderInjector",
     "Lookup",
+    "proxy_environment",
 ]

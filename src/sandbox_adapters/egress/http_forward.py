@@ -115,7 +115,8 @@ class _Exchange:
                 raise Unreachable(Trouble.PROTOCOL)
 
     async def _send_interim(self, event: h11.InformationalResponse) -> None:
-        if event.status_code == 101 or self._client_wire.their_http_version != b"1.1":
+        # A 101 never comes here: Upgrade is not passed on, and h11 takes no answer to what was not asked.
+        if self._client_wire.their_http_version != b"1.1":
             return
         fields = _answer_fields(list(event.headers.raw_items()))
         interim = h11.InformationalResponse(status_code=event.status_code, headers=fields, reason=event.reason)

@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import anyio
 import pytest
 
+from sandbox_adapters.egress import proxy_environment
 from tests.integration.egress.conftest import BOUND_SECONDS, Certificate, Running, Serving
 from tests.integration.egress.origins import Origin, file_origin
 
@@ -40,7 +41,6 @@ async def run(
     running: Running, argv: list[str], folder: Path, *, certificate: Certificate | None = None, scheme: str = "http"
 ) -> Done:
     """Run a program with an environment like a sandbox's: no proxy but ours, and nothing that goes around it."""
-    proxy = f"{scheme}://127.0.0.1:{running.port}"
     environment = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder),
@@ -53,8 +53,8 @@ async def run(
         "NPM_CONFIG_USERCONFIG": str(folder / "npmrc"),
         "NPM_CONFIG_UPDATE_NOTIFIER": "false",
     }
-    for name in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy"):
-        environment[name] = environment[name.upper()] = proxy
+    for name, value in proxy_environment(running.port).items():
+        environment[name] = value.replace("http://", f"{scheme}://")
     if certificate is not None:
         for name in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS"):
             environment[name] = str(certificate.file)
@@ -69,8 +69,6 @@ async def test_curl(
     serving: Serving, origin: Origin, tls_origin: Origin, certificate: Certificate, tmp_path: Path, scheme: str
 ) -> None:
     curl = ["curl", "-sS", "--fail-with-body", "--max-time", "20"]
-    if scheme == "socks5h":
-        curl += ["--noproxy", ""]
     upload = tmp_path / "upload"
     upload.write_bytes(os.urandom(BIG))
     async with serving(ports=[origin.port], tls_ports=[tls_origin.port]) as running:
@@ -191,6 +189,46 @@ async def test_requests(
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"403 The sandbox's network policy refused denied.test")
     assert [seen.body_bytes for seen in (*origin.seen, *tls_origin.seen)] == [0, 100000, 50000] * 2
+
+
+HTTPX = """
+import sys, httpx
+with httpx.Client() as client:
+    assert client.get(sys.argv[1]).text == "hello"
+    assert client.get(sys.argv[2]).text == "hello"
+    print(client.get(sys.argv[3]).status_code)
+"""
+
+
+async def test_httpx(
+    serving: Serving, origin: Origin, tls_origin: Origin, certificate: Certificate, tmp_path: Path
+) -> None:
+    urls = [
+        f"http://origin.test:{origin.port}",
+        f"https://origin.test:{tls_origin.port}",
+        f"http://denied.test:{origin.port}",
+    ]
+    async with serving(ports=[origin.port], tls_ports=[tls_origin.port]) as running:
+        done = await run(running, [sys.executable, "-c", HTTPX, *urls], tmp_path, certificate=certificate)
+    assert done.stdout == b"403\n", done.stderr
+
+
+@needs("wget")
+async def test_wget(serving: Serving, origin: Origin, tmp_path: Path) -> None:
+    async with serving(ports=[origin.port]) as running:
+        done = await run(running, ["wget", "-qO-", f"http://origin.test:{origin.port}/"], tmp_path)
+    assert done.stdout == b"hello", done.stderr
+
+
+@needs("curl")
+async def test_the_commands_own_loopback_is_not_sent_to_the_proxy(
+    serving: Serving, origin: Origin, tmp_path: Path
+) -> None:
+    async with serving(ports=[]) as running:
+        for host in ("127.0.0.1", "localhost"):
+            done = await run(running, ["curl", "-sS", "-4", f"http://{host}:{origin.port}/"], tmp_path)
+            assert done.stdout == b"hello", done.stderr
+        assert running.proxy.usage().connections == 0
 
 
 @needs("npm")

@@ -23,6 +23,16 @@ def get(port: int, host: str = "origin.test", path: str = "/", extra: str = "", 
     return f"GET http://{host}:{port}{path} HTTP/{version}\r\nHost: {host}:{port}\r\n{extra}\r\n".encode()
 
 
+async def rest(stream: anyio.abc.ByteReceiveStream) -> bytes:
+    """Everything up to the end. A reset raises: what came before it may be lost."""
+    got = b""
+    try:
+        while True:
+            got += await stream.receive()
+    except anyio.EndOfStream:
+        return got
+
+
 CLOSE = "Connection: close\r\n"
 
 
@@ -244,6 +254,30 @@ async def test_expect_100_continue_is_answered_by_the_origin(serving: Serving) -
                 assert status(await client.receive()) == 100
                 await client.send(b"body")
                 assert status(await client.receive()) == 204
+
+
+async def test_an_interim_answer_reaches_only_clients_that_know_them(serving: Serving) -> None:
+    data = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    async with scripted_origin(answering(data)) as port, serving(ports=[port]) as running:
+        new = await running.talk(get(port, extra=CLOSE))
+        old = await running.talk(get(port, version="1.0"))
+    assert [int(part[:3]) for part in new.split(b"HTTP/1.1 ")[1:]] == [103, 200]
+    assert status(old) == 200
+    assert b"103" not in old
+
+
+async def test_a_refusal_reaches_a_client_that_is_still_sending_its_body(serving: Serving) -> None:
+    body = 600_000
+    async with serving(ports=[80]) as running:
+        head = get(80, "denied.test", extra=f"Content-Length: {body}\r\n").replace(b"GET", b"POST")
+        with anyio.fail_after(BOUND_SECONDS):
+            async with await anyio.connect_tcp("127.0.0.1", running.port) as client:
+                await client.send(head)
+                await client.send(bytes(body))
+                await client.send_eof()
+                answer = await rest(client)
+    assert status(answer) == 403
+    assert answer.endswith(b"can take it out.\n")
 
 
 async def test_a_host_that_does_not_answer_is_told_from_one_that_is_refused(serving: Serving) -> None:
