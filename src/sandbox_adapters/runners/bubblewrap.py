@@ -20,6 +20,7 @@ from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates
 from sandbox_adapters.runners.bubblewrap_options import SandboxView, readable_roots
 from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
+from sandbox_adapters.runners.bubblewrap_walls import Walls
 from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.launcher_link import Answer, JobRequest, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
@@ -119,7 +120,8 @@ class BubblewrapRunner:
                 self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
-            except OSError as error:
+                self._walls = stack.enter_context(Walls())
+            except (OSError, ValueError) as error:
                 raise RunnerUnavailable(
                     self.name, str(error), "Check the settings and the machine's directories."
                 ) from error
@@ -243,8 +245,9 @@ class BubblewrapRunner:
             isolated=True,
             network="none",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
-            layers=LAYERS,
+            layers=(*LAYERS, *self._walls.layers),
             limits=held,
+            facts=dict(self._walls.facts),
         )
 
     def _take_uid(self) -> int:
@@ -262,7 +265,11 @@ class BubblewrapRunner:
         if self._tasks is None:
             raise RunnerUnavailable(self.name, "it is not open", "Enter its context first.")
         try:
-            link = LauncherLink.spawn(directory=self._directory.path, keep_open=[self._directory.lock])
+            link = LauncherLink.spawn(
+                directory=self._directory.path,
+                filter_descriptor=self._walls.filter_descriptor,
+                keep_open=[self._directory.lock],
+            )
         except OSError as error:
             raise RunnerUnavailable(self.name, f"its launcher does not start: {error}", "Try again later.") from error
         self._link = link

@@ -120,6 +120,8 @@ def _problems(parts: list[str], uids: set[int]) -> list[str]:
             found.append(f"the command has capabilities ({name})")
     if fields.get("NoNewPrivs", "").strip() != "1":
         found.append("no_new_privs is not set")
+    if fields.get("Seccomp", "").strip() != "2":
+        found.append("no system call filter is in force")
     interfaces = [line.split(":")[0].strip() for line in network.splitlines() if ":" in line]
     if interfaces != ["lo"]:
         found.append(f"it has network interfaces {', '.join(interfaces) or 'unknown'}")

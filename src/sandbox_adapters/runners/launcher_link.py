@@ -62,8 +62,10 @@ class LauncherLink:
         self.alive = True
 
     @classmethod
-    def spawn(cls, *, directory: str, keep_open: Sequence[int]) -> LauncherLink:
+    def spawn(cls, *, directory: str, filter_descriptor: int, keep_open: Sequence[int]) -> LauncherLink:
         """Start a launcher that removes `directory` at its end and holds `keep_open` until then.
+
+        What it starts is under the system call filter in `filter_descriptor`.
 
         Blocks for about a millisecond. Raises OSError.
         """
@@ -73,12 +75,12 @@ class LauncherLink:
             ours.setblocking(False)
             with theirs:
                 process = subprocess.Popen(
-                    child_program.command("launcher", str(theirs.fileno()), directory),
+                    child_program.command("launcher", str(theirs.fileno()), str(filter_descriptor), directory),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={},
                     cwd="/",
-                    pass_fds=(theirs.fileno(), *keep_open),
+                    pass_fds=(theirs.fileno(), filter_descriptor, *keep_open),
                     start_new_session=True,
                 )
         except BaseException:

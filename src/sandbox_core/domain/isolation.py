@@ -22,3 +22,5 @@ class Isolation:
     """Names of namespaces and other layers, for example `pid`, `mount`, `no_new_privs`."""
     limits: Mapping[str, str] = field(default_factory=dict)
     """Limit name -> the mechanism that holds it, for example `max_processes` -> `rlimit`."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What a layer is exactly, for example `seccomp_sha256` -> the hash of the system call filter."""

@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from ..hardening import landlock  # noqa: TID252 - runs where sandbox_adapters is not a package
 from .kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, close_from, prctl
 
 _OOM_SCORE_ADJ = b"900"
@@ -53,7 +54,13 @@ class Job:
 
 
 def become(
-    bwrap: bytes, argv: list[bytes], passed: list[int], uid: int, limits: list[tuple[int, int, int]], parent: int
+    bwrap: bytes,
+    argv: list[bytes],
+    passed: list[int],
+    uid: int,
+    limits: list[tuple[int, int, int]],
+    parent: int,
+    ruleset: int,
 ) -> NoReturn:
     """In the forked child: take the job's identity and limits, then execute bwrap.
 
@@ -62,6 +69,7 @@ def become(
         uid: user and group id to change to; -1 keeps them.
         limits: (resource, soft, hard) for setrlimit(2).
         parent: the process whose death ends this one.
+        ruleset: of Landlock, to be under from now on; -1 for none.
     """
     try:
         with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
@@ -69,7 +77,6 @@ def become(
         os.umask(0o077)
         for target, descriptor in enumerate(passed):
             os.dup2(descriptor, target)
-        close_from(len(passed))
         if uid >= 0:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
@@ -79,6 +86,9 @@ def become(
         if os.getppid() != parent:
             os._exit(1)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
+        if ruleset >= 0:
+            landlock.restrict_self(ruleset)
+        close_from(len(passed))
         for which, soft, hard in limits:
             resource.setrlimit(which, (soft, hard))
         os.execve(bwrap, argv, {})  # noqa: S606 - executing without a shell is the point

@@ -19,12 +19,13 @@ import select
 import signal
 import socket
 
+from ..hardening import landlock  # noqa: TID252 - runs where sandbox_adapters is not a package
 from .job import Job, become
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, parent_of, prctl, reset_signals, send_signal
 from .remove_tree import remove_tree
 from .wire import ANSWER, COMMAND, FLAG_EXECUTED, LIMIT, OP_KILL, OP_RUN, RUN, STATUS_NOT_STARTED, receive_packet
 
-_OPTIONS_FD, _STATUS_FD, _BLOCK_FD = 3, 4, 5
+_OPTIONS_FD, _STATUS_FD, _FILTER_FD, _BLOCK_FD = 3, 4, 5, 6
 _RESERVED_BELOW = 10
 _POLL_PAYLOAD_SECONDS = 0.002
 _SHUTDOWN_SECONDS = 10
@@ -33,8 +34,11 @@ _SHUTDOWN_SECONDS = 10
 class Launcher:
     """The loop. Nothing in it blocks, so that no job can hold up another."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, filter_descriptor: int) -> None:
         self._channel = channel
+        self._filter = f"/proc/self/fd/{filter_descriptor}"
+        scopes = landlock.detect()
+        self._ruleset = landlock.make_ruleset(scopes) if scopes.scopes else -1
         self._jobs: dict[int, Job] = {}
         self._by_outer: dict[int, Job] = {}
         self._unsent: list[bytes] = []
@@ -113,12 +117,15 @@ class Launcher:
         limits = [LIMIT.unpack_from(packet, offset + LIMIT.size * index) for index in range(limit_count)]
         bwrap, *command = packet[offset + LIMIT.size * limit_count :].split(b"\0")
         argv = [b"bwrap", b"--args", b"%d" % _OPTIONS_FD, b"--json-status-fd", b"%d" % _STATUS_FD]
+        argv += [b"--seccomp", b"%d" % _FILTER_FD]
         passed = list(descriptors)
         opened: list[int] = []
         try:
             status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             opened += [status_read, status_write]
-            passed.append(status_write)
+            # Opened anew each time: bwrap reads to the end, and a position would be shared.
+            opened.append(os.open(self._filter, os.O_RDONLY | os.O_CLOEXEC))
+            passed += [status_write, opened[-1]]
             block_write = -1
             if processes_inside >= 0:
                 block_read, block_write = os.pipe2(os.O_CLOEXEC)
@@ -128,13 +135,14 @@ class Launcher:
             argv += [b"--", *command]
             pid = os.fork()
             if pid == 0:
-                become(bwrap, argv, passed, uid, limits, self._pid)
+                become(bwrap, argv, passed, uid, limits, self._pid, self._ruleset)
         except OSError as error:
             for descriptor in opened:
                 os.close(descriptor)
             self._answer_failure(number, f"cannot start a process: {error.strerror}")
             return
         os.close(status_write)
+        os.close(passed[_FILTER_FD])
         job = Job(number, pid, status_read, block_write, processes_inside)
         self._jobs[number] = self._by_outer[pid] = job
         if block_write >= 0:
@@ -283,19 +291,19 @@ class Launcher:
 def main(arguments: list[str]) -> None:
     """Serve on an inherited socket until its other end is closed, then remove a directory.
 
-    Arguments: the socket's descriptor, the directory.
+    Arguments: the socket's descriptor, the system call filter's, the directory.
     """
-    socket_number, directory = int(arguments[0]), arguments[1]
-    # What a job's child puts at 0 to 5 must never overwrite what it still has to move there.
-    channel = socket.socket(fileno=fcntl.fcntl(socket_number, fcntl.F_DUPFD_CLOEXEC, _RESERVED_BELOW))
-    os.close(socket_number)
+    directory = arguments[2]
+    # What a job's child puts at 0 to 6 must never overwrite what it still has to move there.
+    socket_number, filter_number = (_moved_up(int(argument)) for argument in arguments[:2])
+    channel = socket.socket(fileno=socket_number)
     spare = os.open("/dev/null", os.O_RDWR)
     while spare < _RESERVED_BELOW:
         spare = os.dup(spare)
     channel.setblocking(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     reset_signals()
-    launcher = Launcher(channel)
+    launcher = Launcher(channel, filter_number)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -305,3 +313,9 @@ def main(arguments: list[str]) -> None:
         launcher.end_everything()
     # After a failure the server goes on to use the directory with another launcher.
     remove_tree(directory)
+
+
+def _moved_up(descriptor: int) -> int:
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _RESERVED_BELOW)
+    os.close(descriptor)
+    return moved
