@@ -24,6 +24,8 @@ def satisfies_the_port(runner: BubblewrapRunner) -> ProcessRunner:
 class TestBubblewrapRunner(ProcessRunnerContract):
     isolates = True
     sees_closed_input = False
+    # Two spares, and a third on its way, with their three pipes and the options each.
+    descriptors_kept = 12
 
     @pytest.fixture
     async def runner(self, anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:

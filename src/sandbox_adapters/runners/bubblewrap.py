@@ -25,6 +25,7 @@ from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.launcher_link import Answer, JobRequest, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
+from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
@@ -76,6 +77,7 @@ class BubblewrapRunner:
         read_only_paths: host paths that commands see read-only, for example `/opt`. Nothing else of the host
             but /usr and parts of /etc is visible.
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
+        spares: how many sandboxes wait, built ahead for the limits asked for last; see SparePool. 0 for none.
 
     Raises ValueError for a read-only path that is relative or in the way of the sandbox's own directories.
     Raises, on entering: RunnerUnavailable, naming each bwrap that was tried, why it failed, and the fix.
@@ -87,10 +89,13 @@ class BubblewrapRunner:
         bwrap_path: str | os.PathLike[str] | None = None,
         read_only_paths: Sequence[str] = (),
         runtime_base: str | None = None,
+        spares: int = 2,
     ) -> None:
         self._bwrap_path = bwrap_path
         self._read_only_paths = tuple(read_only_paths)
         self._runtime_base = runtime_base
+        self._spare_count = spares
+        self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}
@@ -130,6 +135,8 @@ class BubblewrapRunner:
             stack.callback(self._shut_down)
             unavailable = await self._choose_program()
             if unavailable is None:
+                self._spares = SparePool(self._spare_count, build=self._launch, end=self._retire, tasks=self._tasks)
+                stack.push_async_callback(self._spares.aclose)
                 self._stack = stack.pop_all()
         # Raised out here, since a task group would wrap it in an exception group.
         if unavailable is not None:
@@ -154,17 +161,39 @@ class BubblewrapRunner:
         violations = self.unenforceable(launch.policy)
         if violations:
             raise PolicyRefused(violations)
+        process = await self._from_spare(launch) or await self._launch(launch)
+        try:
+            yield process
+        finally:
+            await self._retire(process)
+
+    async def _from_spare(self, launch: Launch) -> BubblewrapProcess | None:
+        if self._spares is None:
+            return None
+        script = self._view.spare_script(launch.command)
+        if script is None:
+            return None
+        process = self._spares.take(launch.policy.resource_limits)
+        if process is None or process.take_over(launch, script):
+            return process
+        await self._retire(process)
+        return None
+
+    async def _retire(self, process: BubblewrapProcess) -> None:
+        try:
+            await process.aclose()
+        finally:
+            self._uids.discard(process.isolation.kernel_uid or 0)
+
+    async def _launch(self, launch: Launch) -> BubblewrapProcess:
         uid = self._take_uid()
         try:
-            process = await self._launch(launch, uid)
-            try:
-                yield process
-            finally:
-                await process.aclose()
-        finally:
+            return await self._launch_as(launch, uid)
+        except BaseException:
             self._uids.discard(uid)
+            raise
 
-    async def _launch(self, launch: Launch, uid: int) -> BubblewrapProcess:
+    async def _launch_as(self, launch: Launch, uid: int) -> BubblewrapProcess:
         program, link = self._program, self._living_link()
         assert program is not None  # noqa: S101 - set on entering
         number = self._next_number

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sandbox_adapters.runners.environment import base_environment
 from sandbox_adapters.runners.runtime_directory import shown_directories
+from sandbox_adapters.runners.spare_script import script_for
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.policy import WORKSPACE, inside_sandbox, path_within
 
@@ -56,6 +57,7 @@ class SandboxView:
         base = base_environment(home=WORKSPACE, temporary="/tmp")  # noqa: S108 - the sandbox's own
         self.shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
         self._environment = _pack(_setenv({**base, "SHELL": self.shell}))
+        self._search_path = base["PATH"]
         self._sized: dict[int | None, bytes] = {}
 
     def options(self, command: Command, workspace_mb: int | None) -> bytes:
@@ -68,6 +70,10 @@ class SandboxView:
         directory = WORKSPACE if command.working_directory is None else inside_sandbox(command.working_directory)
         own = _pack(("--chdir", directory, *_setenv(command.environment)))
         return b"".join((self._constant, sized, self._environment, own))
+
+    def spare_script(self, command: Command) -> bytes | None:
+        """Return what makes a waiting spare run the command, as `options` and `argv` would; None when nothing does."""
+        return script_for(command, self.shell, self._search_path)
 
     def argv(self, command: Command) -> list[bytes]:
         """Return what bwrap executes for a command."""

@@ -57,6 +57,16 @@ class BubblewrapProcess:
         """The launcher it runs under."""
         return self._link
 
+    @property
+    def usable(self) -> bool:
+        """True while it runs under a launcher that lives."""
+        return self._exit is None and self._link.alive
+
+    def take_over(self, launch: Launch, script: bytes) -> bool:
+        """Make a waiting spare run a command; False when it can no longer, and must be ended."""
+        self._launch = launch
+        return self._stdin.write_last(script)
+
     async def read(self, stream: Stream, max_bytes: int) -> bytes:
         """See Process. bwrap's own complaint about a command that never ran is replaced."""
         if stream is Stream.STDOUT:

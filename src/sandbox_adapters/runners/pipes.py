@@ -95,6 +95,15 @@ class InputPipe:
                     self.close()
             return False
 
+    def write_last(self, data: bytes) -> bool:
+        """Write all of `data` at once and close; False when it does not fit, or the pipe is closed at either end."""
+        try:
+            return self._descriptor >= 0 and os.write(self._descriptor, data) == len(data)
+        except OSError:
+            return False
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close the descriptor; a writer that waits gets False. Again is no error."""
         descriptor, self._descriptor = self._descriptor, -1

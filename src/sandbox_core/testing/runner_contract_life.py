@@ -36,6 +36,9 @@ class LifeContract:
     isolates: bool
     """Whether the runner isolates; the suite checks that it says so truly."""
 
+    descriptors_kept = 0
+    """How many descriptors the runner may hold between runs for what it prepares ahead."""
+
     @pytest.fixture
     def token(self) -> str:
         """A number of seconds that no other process sleeps."""
@@ -159,7 +162,7 @@ class LifeContract:
         for number in range(_RUNS):
             interactive = number % 2 == 0
             await run_command(runner, Command(argv=("true",), interactive=interactive))
-        assert open_descriptors() == before
+        assert open_descriptors() - before <= self.descriptors_kept
 
     async def test_runs_at_the_same_time_do_not_mix(self, runner: ProcessRunner) -> None:
         output: dict[int, bytes] = {}
