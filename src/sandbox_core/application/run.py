@@ -193,6 +193,8 @@ class ExecutionRun:
             except LeaseLost:
                 self._lease_lost = True
                 self.end(TerminationReason.LOST, "Another node took over.", force=True)
+                # Nobody takes output any more: let pumps that wait for room read on to the end.
+                self._drained.set()
                 break
             unsaved = None
         done.set()

@@ -12,9 +12,10 @@ from sandbox_core.domain.errors import LeaseLost, ServerDraining, ServerFull
 from sandbox_core.domain.events import EventDraft, EventKind
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, Principal
 from sandbox_core.domain.outcome import TerminationReason
+from sandbox_core.domain.policy import ResourceLimits
 from sandbox_core.domain.status import ExecutionStatus
-from sandbox_core.ports.store import Quota
-from sandbox_core.testing.scripted_runner import Pause, Script
+from sandbox_core.ports.store import Lease, Quota
+from sandbox_core.testing.scripted_runner import Pause, Print, Script
 
 from .conftest import OpenHouse
 
@@ -147,6 +148,25 @@ async def test_a_run_whose_lease_was_taken_over_is_killed_and_writes_no_more(hou
                 await home.clock.settle()
         await home.store.append(claim.lease, [EventDraft(EventKind.STDOUT, home.clock.now(), b"theirs")])
         assert not (await home.service.get(LOCAL_PRINCIPAL, execution_id)).is_terminal
+
+
+@pytest.mark.anyio
+async def test_a_flooding_run_whose_lease_was_taken_over_ends(
+    house: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flood = Script(steps=[Print(b"x" * 65_536) for _ in range(40)] + [Pause(1000)])
+    async with house(default=flood) as home:
+
+        async def lose_it_late(lease: Lease, *_: object) -> int:
+            await home.clock.settle()  # meanwhile the pumps fill the buffer and wait for room
+            raise LeaseLost(lease.execution_id)
+
+        monkeypatch.setattr(home.store, "append", lose_it_late)
+        await home.submit("x", limits=ResourceLimits(max_output_bytes=1 << 20))
+        await home.started(1)
+        with anyio.fail_after(10):
+            while home.runner.running:
+                await home.clock.settle()
 
 
 @pytest.mark.anyio
