@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 _NAMESPACES = ["--unshare-all", "--new-session", "--die-with-parent", "--cap-drop", "ALL"]
 _FILES = [
     *["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/dev/shm"],
+    # Also when this checkout, or its interpreter, is somewhere under /tmp.
+    *["--ro-bind", sys.base_prefix, sys.base_prefix, "--ro-bind", sys.prefix, sys.prefix],
     *["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"],
 ]
 
