@@ -99,7 +99,8 @@ def normalise_policy(given: Mapping[str, Any]) -> PolicyDict:
 def build_policy(sections: PolicyDict) -> ExecutionPolicy:
     """Return the policy of normalised sections; None means "not said". Raises InvalidArgument for the values."""
     said = {
-        name: {key: value for key, value in section.items() if value is not None} for name, section in sections.items()
+        name: {key: whole_float(value) for key, value in section.items() if value is not None}
+        for name, section in sections.items()
     }
     try:
         # JSON mode: strict about types, and a list is what JSON has for a tuple.
@@ -110,6 +111,11 @@ def build_policy(sections: PolicyDict) -> ExecutionPolicy:
         raise InvalidArgument(path, first["msg"][:1].lower() + first["msg"][1:]) from None
     except (TypeError, ValueError, RecursionError):
         raise InvalidArgument("sandbox_config", "holds a value that is not plain JSON") from None
+
+
+def whole_float(value: Any) -> Any:
+    """Return 5 for 5.0 and anything else as it is: JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache

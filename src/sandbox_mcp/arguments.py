@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from sandbox_adapters.policy_input import whole_float
 from sandbox_core.application.service import LARGEST_PAGE
 from sandbox_core.domain.command import MAX_COMMAND_BYTES, MAX_STDIN_BYTES, MAX_WORKING_DIRECTORY_BYTES
 from sandbox_core.domain.policy import LARGEST_LIMIT
@@ -15,11 +16,6 @@ from sandbox_core.domain.status import ExecutionStatus
 DEFAULT_RESULT_BYTES = 128 * 1024
 LARGEST_RESULT_BYTES = 8 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 3600.0
-
-
-def _whole_float(value: Any) -> Any:
-    """Let 5.0 pass for 5: JSON has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _whole_characters(value: str) -> str:
@@ -33,7 +29,7 @@ def _whole_characters(value: str) -> str:
 
 Text = Annotated[str, Field(strict=True), AfterValidator(_whole_characters)]
 Flag = Annotated[bool, Field(strict=True)]
-WHOLE_FLOAT = BeforeValidator(_whole_float)
+WHOLE_FLOAT = BeforeValidator(whole_float)
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 ExecutionIdText = Annotated[Text, Field(min_length=1, max_length=128, description="Id that execute_code returned.")]

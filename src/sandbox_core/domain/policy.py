@@ -15,6 +15,7 @@ WORKSPACE = "/workspace"
 """The private directory that every execution starts in, where the runner gives it one."""
 
 LARGEST_LIMIT = 1 << 40
+_LONGEST_SHOWN = 10**30
 _MAX_ENTRIES = 256
 _MAX_ENTRY_CHARACTERS = 4095
 
@@ -68,12 +69,15 @@ class ResourceLimits:
             name = f"resource_limits.{item.name}"
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidArgument(name, "must be a number")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidArgument(name, "must be a finite number")
             if isinstance(value, float) and not item.name.endswith("timeout_seconds"):
                 raise InvalidArgument(name, "must be a whole number")
             if not 0 < value <= LARGEST_LIMIT:
-                raise InvalidArgument(name, f"is {value}; it must be over 0 and at most {LARGEST_LIMIT}")
+                given = f"is {value}; it " if abs(value) < _LONGEST_SHOWN else ""
+                raise InvalidArgument(name, f"{given}must be over 0 and at most {LARGEST_LIMIT}")
 
 
 @dataclass(frozen=True, slots=True)

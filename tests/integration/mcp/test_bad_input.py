@@ -59,6 +59,7 @@ async def client(server: Served) -> AsyncIterator[Client]:
         ({"command": "true", "sandbox_config": {"resource_limits": {"max_processes": -1}}}, None),
         ({"command": "true", "sandbox_config": {"resource_limits": {"max_processes": "5"}}}, None),
         ({"command": "true", "sandbox_config": {"resource_limits": {"max_processes": 10**30}}}, None),
+        ({"command": "true", "sandbox_config": {"max_output_bytes": 10**400}}, None),
         ({"command": "true", "sandbox_config": []}, "sandbox_config"),
     ],
 )

@@ -47,6 +47,12 @@ def test_limits_of_ours_stand_at_the_top_or_among_the_limits_but_not_twice(name:
         parse_policy({name: 7, "resource_limits": {name: 8}})
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    assert parse_policy({"maxOutputBytes": 5.0, "timeoutSeconds": 2.5}) == parse_policy(
+        {"max_output_bytes": 5, "timeout_seconds": 2.5}
+    )
+
+
 def test_null_is_the_same_as_leaving_it_out() -> None:
     given = {"network": None, "filesystem": {"deny_read": None}, "resource_limits": {"max_processes": None}}
     assert parse_policy(given) == ExecutionPolicy()
@@ -68,6 +74,8 @@ def test_null_is_the_same_as_leaving_it_out() -> None:
         ({"resource_limits": {"max_memory_mb": -1}}, "resource_limits.max_memory_mb"),
         ({"resource_limits": {"max_memory_mb": 0}}, "resource_limits.max_memory_mb"),
         ({"resource_limits": {"max_memory_mb": 10**30}}, "resource_limits.max_memory_mb"),
+        ({"resource_limits": {"max_memory_mb": 10**400}}, "resource_limits.max_memory_mb"),
+        ({"resource_limits": {"max_memory_mb": 1e300}}, "resource_limits.max_memory_mb"),
         ({"timeout_seconds": float("nan")}, "resource_limits.timeout_seconds"),
         ({"timeout_seconds": float("inf")}, "resource_limits.timeout_seconds"),
         ({"resource_limits": {"maxProcesses": 1, "max_processes": 1}}, "resource_limits.max_processes"),
