@@ -81,6 +81,7 @@ def _readable(error: ValidationError) -> InvalidArgument:
 
 
 _WRONG_TYPES = frozenset({"string_type", "list_type"})
+_TOO_LONG = frozenset({"too_long", "string_too_long"})
 _SENTENCES = {
     "missing": "is required",
     "string_type": "must be text",
@@ -96,6 +97,8 @@ _SENTENCES = {
 
 
 def _problem(item: ErrorDetails) -> str:
+    if item["type"] in _TOO_LONG:
+        return f"is too long; at most {item['ctx']['max_length']}"
     return _SENTENCES.get(item["type"]) or item["msg"].replace("Input should be", "must be", 1)
 
 

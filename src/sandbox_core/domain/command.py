@@ -16,6 +16,7 @@ MAX_STDIN_BYTES = 1024 * 1024
 MAX_WORKING_DIRECTORY_BYTES = 4095
 """PATH_MAX less its NUL (limits.h)."""
 
+_LARGE_PROGRAMS = ". Send large programs as stdin, e.g. `python3 -`"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -48,11 +49,13 @@ class Command:
         if self.shell is not None:
             if not self.shell.strip():
                 raise InvalidArgument("command", "is empty; give the text to run")
-            _check_text("command", self.shell, MAX_COMMAND_BYTES)
+            _check_text("command", self.shell, MAX_COMMAND_BYTES, advice=_LARGE_PROGRAMS)
         if self.argv is not None:
             if not self.argv or not self.argv[0]:
                 raise InvalidArgument("command", "is empty; the first item must name a program")
-            _check_text("command", "".join(self.argv), MAX_COMMAND_BYTES - len(self.argv))
+            _check_text(
+                "command", "".join(self.argv), MAX_COMMAND_BYTES, more_bytes=len(self.argv), advice=_LARGE_PROGRAMS
+            )
         if self.working_directory is not None:
             if not self.working_directory:
                 raise InvalidArgument("working_directory", "is empty; leave it out for the workspace")
@@ -61,7 +64,7 @@ class Command:
         for name, value in self.environment.items():
             if not _VARIABLE.fullmatch(name):
                 raise InvalidArgument("environment", f"{name[:64]!r} is not a variable name (letters, digits, _)")
-            _check_text(f"environment.{name[:64]}", value, MAX_COMMAND_BYTES - len(name) - 1)
+            _check_text(f"environment.{name[:64]}", value, MAX_COMMAND_BYTES, more_bytes=len(name) + 1)
             size += len(name) + len(value.encode("utf-8", "surrogateescape")) + 2
         if size > MAX_ENVIRONMENT_BYTES:
             raise InvalidArgument("environment", f"is {size} bytes; at most {MAX_ENVIRONMENT_BYTES} are taken")
@@ -76,14 +79,13 @@ class Command:
         return self.shell if self.shell is not None else " ".join(self.argv or ())
 
 
-def _check_text(name: str, text: str, limit_bytes: int) -> None:
+def _check_text(name: str, text: str, limit_bytes: int, *, more_bytes: int = 0, advice: str = "") -> None:
+    """Raise InvalidArgument unless `text`, with `more_bytes` that go beside it, can be passed to a program."""
     if "\0" in text:
         raise InvalidArgument(name, "contains a NUL byte, which no program can receive as an argument")
     try:
-        size = len(text.encode())
+        size = len(text.encode()) + more_bytes
     except UnicodeEncodeError:
         raise InvalidArgument(name, "contains half a surrogate pair, which is not text") from None
     if size > limit_bytes:
-        raise InvalidArgument(
-            name, f"is {size} bytes; at most {limit_bytes} are taken. Send large programs as stdin, e.g. `python3 -`"
-        )
+        raise InvalidArgument(name, f"is {size} bytes; at most {limit_bytes} are taken{advice}")

@@ -50,7 +50,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["--runner", "docker", "--", "true"], "--runner"),
         (["-e", "1A=b", "--", "true"], "not a variable name"),
         (["-e", "NOT_SET_ANYWHERE", "--", "true"], "NOT_SET_ANYWHERE"),
-        (["-e", "A=" + "x" * 140_000, "--", "true"], "environment.A: is 140000 bytes"),
+        (["-e", "A=" + "x" * 140_000, "--", "true"], "environment.A: is 140002 bytes"),
         (["-e", "A=" + "x" * 70_000, "-e", "B=" + "x" * 70_000, "--", "true"], "environment: is 140006 bytes"),
         (["-c", "x" * 1_048_576], "command: is 1048576 bytes"),
         (["-c", "nul\0byte"], "command: contains a NUL byte"),
@@ -59,6 +59,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["--policy", "/no/such/file", "--", "true"], "--policy"),
         (["--policy", "{", "--", "true"], "--policy: is not JSON"),
         (["--policy", '{"netwrk": {}}', "--", "true"], "did you mean network?"),
+        (["--policy", f'{{"max_output_bytes": {10**400}}}', "--", "true"], "max_output_bytes: must be over 0"),
         (["--policy", '{"filesystem": {"deny_read": "x"}}', "--deny-read", "y", "--", "true"], "filesystem.deny_read"),
     ],
 )

@@ -66,6 +66,22 @@ def test_a_bad_command_is_refused_naming_the_field(arguments: dict[str, Any], fi
         Command(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            {"argv": ("x",) * 200_000},
+            "command: is 400000 bytes; at most 131071 are taken. Send large programs as stdin",
+        ),
+        ({"shell": "a", "environment": {"A" * 200_000: ""}}, ": is 200001 bytes; at most 131071 are taken$"),
+        ({"shell": "a", "working_directory": "/" * 5000}, ": is 5000 bytes; at most 4095 are taken$"),
+    ],
+)
+def test_what_is_too_long_comes_with_its_size_and_the_limit(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        Command(**arguments)
+
+
 def test_the_largest_command_is_accepted() -> None:
     Command(shell="x" * MAX_COMMAND_BYTES)
     Command(argv=("x", "y" * (MAX_COMMAND_BYTES - 3)))

@@ -65,6 +65,7 @@ def test_name_of_an_unknown_argument_is_cut_and_escaped() -> None:
         ({"command": "a", "interactive": 1}, "interactive: must be true or false"),
         ({"command": "a", "max_bytes": 1.5}, "max_bytes: must be a whole number"),
         ({"command": "a", "environment": {"A": 1}}, r"environment\.A: must be text"),
+        ({"command": "a", "session_id": "x" * 129}, "session_id: is too long; at most 128$"),
         ({"command": "\ud800"}, "command: contains half a surrogate pair"),
     ],
 )
