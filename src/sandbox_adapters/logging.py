@@ -33,7 +33,18 @@ _ASSIGNED = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_QUIET = ("mcp", "uvicorn", "httpx", "httpcore", "asyncio")
+_OURS = ("sandbox_core", "sandbox_adapters", "sandbox_mcp")
+_QUIET = ("uvicorn", "httpx", "httpcore", "asyncio")
+_SILENT = ("mcp", "uvicorn.access")
+"""Below a warning these show what lets a caller in: an older client's session id, and query strings, in which callers
+put what belongs into headers."""
+
+
+class _NoWireData(logging.Filter):
+    """Drops other libraries' debugging: theirs shows what goes over the wire, which is output and input."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.INFO or record.name.partition(".")[0] in _OURS
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -110,7 +121,7 @@ def configure_logging(
     uvicorn must be started with `log_config=None`, so that it leaves its loggers alone.
 
     Args:
-        level: least level that is logged; other libraries' INFO is left out unless it is DEBUG.
+        level: least level that is logged; other libraries' INFO is left out unless it is DEBUG, and their DEBUG always.
         log_file_required: True when an operator named the file: one that cannot be written is then a SettingsError,
             else a warning.
         secrets: texts that must never be logged.
@@ -137,13 +148,14 @@ def configure_logging(
         root.removeHandler(old)
         old.close()
     for handler in handlers:
+        handler.addFilter(_NoWireData())
         root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(capture=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(level if level in {"DEBUG", "WARNING", "ERROR"} else "WARNING")
-    # The access log would write query strings, in which callers put what belongs into headers.
-    logging.getLogger("uvicorn.access").setLevel("WARNING")
+    for name in _SILENT:
+        logging.getLogger(name).setLevel("ERROR" if level == "ERROR" else "WARNING")
     if problem:
         get_logger(__name__).warning("Logging to stderr only", problem=problem)
 

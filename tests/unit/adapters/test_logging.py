@@ -82,6 +82,16 @@ def test_chatter_of_libraries_and_the_access_log_are_left_out() -> None:
     assert stream.getvalue() == ""
 
 
+def test_debugging_is_ours_alone() -> None:
+    stream = io.StringIO()
+    configure_logging(stream=stream, level="DEBUG")
+    for name in ("sse_starlette.sse", "mcp.server", "asyncio", "sandbox_mcp.server", "sandbox_core.run"):
+        logging.getLogger(name).debug("chunk: output")
+    logging.getLogger("mcp.server").info("session 1234")
+    logging.getLogger("uvicorn.error").info("started")
+    assert [line["logger"] for line in lines(stream)] == ["sandbox_mcp.server", "sandbox_core.run", "uvicorn.error"]
+
+
 def test_nothing_reaches_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
     get_logger("sandbox").warning("careful")
