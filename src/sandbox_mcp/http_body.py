@@ -11,6 +11,8 @@ from sandbox_mcp.http_errors import refuse
 class BoundBody:
     """ASGI wrapper: 413 for a body over the limit, declared or sent; 408 for one that does not come in time.
 
+    400 for one with two lengths (RFC 9112, section 6.1).
+
     Args:
         max_bytes: largest body.
         timeout_seconds: for the whole body, from its headers on.
@@ -23,6 +25,13 @@ class BoundBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        names = {name for name, _ in scope["headers"]}
+        if b"content-length" in names and b"transfer-encoding" in names:
+            # A proxy before us may have read the other length, and what follows as a request of its own.
+            await refuse(
+                send, 400, "invalid_request", "Send Content-Length or Transfer-Encoding, not both.", close=True
+            )
+            return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if int(declared) > self._max_bytes:
             await self._too_large(send)

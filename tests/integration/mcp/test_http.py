@@ -11,10 +11,14 @@ import httpx2
 import pytest
 
 from tests.integration.mcp.harness import (
+    MODES,
     Served,
+    call,
     connected,
     modern_headers,
     modern_request,
+    older_session,
+    refusal,
     serving,
 )
 
@@ -160,6 +164,16 @@ def test_body_with_two_lengths_is_refused(guarded: Served) -> None:
     assert answer == b"" or int(answer.split()[1]) >= 400
 
 
+def test_body_with_two_lengths_ends_the_connection_also_when_all_else_is_right(guarded: Served) -> None:
+    body = json.dumps(LIST).encode()
+    headers = {**HEADERS, **bearer(), "Host": "localhost", "Content-Length": "5", "Transfer-Encoding": "chunked"}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    request = f"POST /mcp HTTP/1.1\r\n{head}\r\n".encode() + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+    answer = exchange(guarded, request)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answer.lower()
+
+
 @pytest.mark.parametrize(
     "start",
     [
@@ -191,6 +205,30 @@ def test_other_paths_and_methods_are_refused(guarded: Served) -> None:
     assert httpx2.get(f"{base}/", timeout=5).status_code == 404
     assert httpx2.post(f"{base}/health", timeout=5).status_code == 405
     assert httpx2.request("PUT", f"{base}/mcp", headers={**HEADERS, **bearer()}, timeout=5).status_code == 405
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("mode", MODES)
+async def test_debugging_log_has_neither_input_nor_output_nor_session(tmp_path: Path, mode: str) -> None:
+    secrets = [f"{what}-4711" for what in ("command", "output", "input", "variable", "argument")]
+    command, output, given, variable, argument = secrets
+    with serving(tmp_path, SANDBOX_LOG_LEVEL="DEBUG") as served:
+        async with connected(served.url, mode) as client:
+            said = await call(
+                client,
+                "execute_code_async",
+                command=f"cat; echo $A {output.replace('-', '-${Z}')} # {command}",
+                environment={"A": variable},
+                interactive=True,
+            )
+            await call(client, "send_stdin", execution_id=said["execution_id"], input_data=given, end=True)
+            page = await call(client, "get_execution_output", execution_id=said["execution_id"], wait=True)
+            assert output in page["stdout"]
+            await refusal(client, "execute_code", command="true", sandbox_config={argument: 1})
+        async with httpx2.AsyncClient() as http:
+            session = (await older_session(http, served.url))["Mcp-Session-Id"]
+    log = served.log.read_text()
+    assert [secret for secret in (*secrets, session) if secret in log] == []
 
 
 def test_log_has_no_token(guarded: Served) -> None:
