@@ -77,9 +77,10 @@ class Tools:
         }
 
     async def _execute(self, ctx: Context, caller: Caller, args: ExecuteArguments) -> tuple[View, Wishes]:
+        wishes = Wishes(events=args.include_events or self._always_events)
         execution = await self._submit(caller, args)
         if not args.wait_for_completion:
-            return ExecutionView(execution, last_event_id="0"), Wishes()
+            return ExecutionView(execution, last_event_id="0"), wishes
         await wait_with_caller(
             ctx,
             self._service,
@@ -88,8 +89,7 @@ class Tools:
             on_disconnect=args.on_disconnect,
             yield_seconds=args.yield_seconds,
         )
-        view = await self._ends(caller, execution.id, args.max_bytes or self._default_bytes)
-        return view, Wishes(events=args.include_events or self._always_events)
+        return await self._ends(caller, execution.id, args.max_bytes or self._default_bytes), wishes
 
     async def _execute_async(self, _: Context, caller: Caller, args: ExecuteAsyncArguments) -> tuple[View, Wishes]:
         return ExecutionView(await self._submit(caller, args), last_event_id="0"), Wishes()
@@ -152,10 +152,10 @@ class Tools:
     async def _cancel(self, _: Context, caller: Caller, args: CancelArguments) -> tuple[View, Wishes]:
         execution_id = parse_execution_id(args.execution_id)
         was_running = await self._service.cancel(caller.principal, execution_id, force=args.force)
-        if was_running:
-            await self._service.wait(
-                caller.principal, execution_id, until_terminal=True, timeout_seconds=CANCEL_SHOWN_SECONDS
-            )
+        # Also when it had ended: its process may be gone and the word of it not stored yet.
+        await self._service.wait(
+            caller.principal, execution_id, until_terminal=True, timeout_seconds=CANCEL_SHOWN_SECONDS
+        )
         return CancelView(await self._service.get(caller.principal, execution_id), was_running), Wishes()
 
     async def _submit(self, caller: Caller, args: ExecuteAsyncArguments) -> Execution:

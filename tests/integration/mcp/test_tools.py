@@ -192,6 +192,11 @@ async def test_list_filters_and_pages_newest_first(client: Client) -> None:
     assert (await call(client, "list_executions", session_id=session, status="running"))["executions"] == []
 
 
+async def test_events_come_also_when_nothing_is_waited_for(client: Client) -> None:
+    said = await call(client, "execute_code", command="true", wait_for_completion=False, include_events=True)
+    assert said["output"] == []
+
+
 async def test_every_reply_fits_its_published_schema(client: Client) -> None:
     schemas = {tool.name: tool.output_schema for tool in (await client.list_tools()).tools}
     started = structured(await client.call_tool("execute_code_async", {"command": "cat", "interactive": True}))
