@@ -6,10 +6,11 @@ import base64
 import json
 import os
 import stat
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 
+from sandbox_core.domain.errors import SandboxError
 from sandbox_core.domain.events import EventKind, OutputEvent
 
 _STDOUT, _STDERR = 1, 2
@@ -19,6 +20,12 @@ _SAFE_WRITE_BYTES = 4096
 
 class ReaderGone(Exception):
     """Whoever read our output has closed it."""
+
+
+class OutputFailed(SandboxError):
+    """Our output cannot be written, for example to a disk that is full."""
+
+    code: ClassVar[str] = "output_failed"
 
 
 class Sink:
@@ -48,7 +55,7 @@ class Sink:
             self._can_wait = False
 
     async def write(self, data: bytes) -> None:
-        """Write all of `data`. Raises ReaderGone."""
+        """Write all of `data`. Raises ReaderGone, OutputFailed."""
         if self._descriptor < 0:
             return
         left = memoryview(data)
@@ -62,6 +69,8 @@ class Sink:
                 left = left[written:]
         except (BrokenPipeError, ConnectionResetError):
             raise ReaderGone from None
+        except OSError as error:
+            raise OutputFailed(f"The output cannot be written: {error.strerror}.") from None
 
     async def _wait(self) -> None:
         if not self._can_wait:
@@ -81,7 +90,10 @@ class Output:
         self._stderr = Sink(_STDERR)
 
     async def show(self, event: OutputEvent) -> None:
-        """Write one event; in the raw form only output, and one line for what else went on. Raises ReaderGone."""
+        """Write one event; in the raw form only output, and one line for what else went on.
+
+        Raises ReaderGone, OutputFailed.
+        """
         if self._json_lines:
             await self._stdout.write(json_line(event))
         elif event.kind is EventKind.STDOUT:
@@ -92,7 +104,7 @@ class Output:
             await self.notice(event.data.decode("utf-8", "replace"))
 
     async def notice(self, text: str) -> None:
-        """Write one line of our own to standard error. Raises ReaderGone."""
+        """Write one line of our own to standard error. Raises ReaderGone, OutputFailed."""
         await self._stderr.write(f"sandbox: {' '.join(text.split())}\n".encode())
 
 

@@ -24,7 +24,7 @@ from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.policy import LARGEST_LIMIT, ExecutionPolicy
 from sandbox_core.domain.status import ExecutionStatus
-from sandbox_mcp.cli_output import Output, ReaderGone
+from sandbox_mcp.cli_output import Output, OutputFailed, ReaderGone
 
 EXIT_TIMEOUT = 124
 EXIT_NOT_RUN = 125
@@ -111,6 +111,9 @@ class _Job:
                         await self._output.show(event)
         except ReaderGone:
             self._reader_gone = True
+            await self._sandbox.cancel(self._id, force=True)
+        except OutputFailed as error:
+            self.failure = error
             await self._sandbox.cancel(self._id, force=True)
         except SandboxError as error:
             self.failure = error

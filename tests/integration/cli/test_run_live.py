@@ -97,6 +97,16 @@ def test_a_reader_that_leaves_ends_it_quietly(started: Start) -> None:
         assert process.stderr.read() == b""
 
 
+def test_an_output_that_cannot_be_written_ends_it_with_one_line(started: Start) -> None:
+    def full() -> None:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+    with started("run", "--", "yes", preexec=full) as process:
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+    assert stderr == b"sandbox: The output cannot be written: No space left on device.\n"
+    assert process.returncode == 125
+
+
 def test_a_slow_reader_gets_everything(started: Start) -> None:
     with started("run", "-c", "seq 300000; echo end >&2") as process:
         assert line_from(process.stdout) == b"1\n"
