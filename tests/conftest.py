@@ -1,10 +1,12 @@
-"""What every test shares: how hypothesis looks for counter-examples."""
+"""What every test shares: how hypothesis looks for counter-examples, and what a skip means."""
 
 from __future__ import annotations
 
 import os
 
 from hypothesis import settings
+
+pytest_plugins = ["tests.skips"]
 
 # Examples take as long as the machine is busy, so there is no deadline; the number of examples is the bound. In CI the
 # same examples come every time, so that a failure there is a change of the code.

@@ -89,7 +89,7 @@ class StreamContract:
 
     async def test_input_to_a_program_that_closed_it_is_refused(self, runner: ProcessRunner) -> None:
         if not self.sees_closed_input:
-            pytest.skip("this runner cannot see it")
+            pytest.skip("does not apply: this runner cannot see it")
         command = Command(shell="exec 0<&-; echo closed; sleep 1000", interactive=True)
         with anyio.fail_after(PATIENCE_SECONDS):
             async with runner.start(launch_of(command)) as process:

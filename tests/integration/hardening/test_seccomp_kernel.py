@@ -30,7 +30,7 @@ _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _AT_FDCWD = -100
 _HIGH = 1 << 32
 
-x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="needs an x86_64 machine for its foreign calls")
+x86_only = pytest.mark.skipif(MACHINE != "x86_64", reason="does not apply: only x86_64 has these foreign calls")
 
 
 def load_filter() -> None:
@@ -95,7 +95,7 @@ def test_refused_call_is_refused_by_the_filter_alone(
     assert filtered(lambda: call(NUMBER[name], *arguments)) == expected
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may open a raw socket without the filter")
+@pytest.mark.skipif(os.geteuid() != 0, reason="does not apply: only root may open a raw socket anyway")
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_raw_sockets_are_refused(family: int) -> None:
     assert in_child(lambda: call(NUMBER["socket"], family, socket.SOCK_RAW, 255)) == 0
@@ -119,7 +119,7 @@ def test_32_bit_call_ends_the_process() -> None:
         return int(function()) == os.getpid()
 
     if not in_child(call_the_old_way):
-        pytest.skip("this kernel runs no 32-bit calls")
+        pytest.skip("does not apply: this kernel runs no 32-bit calls")
     with pytest.raises(EndedBySignal) as ended:
         filtered(call_the_old_way)
     assert ended.value.args == (signal.SIGSYS,)

@@ -49,7 +49,7 @@ def token() -> str:
     return f"1000.{uuid.uuid4().int}"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="daemons are ended on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="does not apply: daemons are ended on Linux only")
 async def test_a_killed_server_leaves_no_process_and_no_directory(
     anyio_backend: str, tmp_path: Path, token: str
 ) -> None:

@@ -172,8 +172,10 @@ _AS_AARCH64 = """
 @each_machine
 def test_numbers_are_those_of_the_kernel_headers(machine: str) -> None:
     compiler = shutil.which("gcc")
-    if compiler is None or (machine == "x86_64" and os.uname().machine != "x86_64"):
-        pytest.skip("needs gcc and the kernel headers of the machine")
+    if compiler is None:
+        pytest.skip("gcc is not installed")
+    if machine == "x86_64" and os.uname().machine != "x86_64":
+        pytest.skip("does not apply: this machine has other headers")
     source = "#include <asm/unistd_64.h>\n" if machine == "x86_64" else _AS_AARCH64
     done = subprocess.run(
         [compiler, "-E", "-dM", "-x", "c", "-"], input=source, capture_output=True, text=True, check=False
