@@ -3,15 +3,24 @@
 # possible (root, or sudo without a password, on Debian or Ubuntu). Says what it could not bring. With CI=true a missing one is a failure.
 set -euo pipefail
 
-declare -A package_of=([git]=git [gcc]=gcc [bash]=bash [bwrap]=bubblewrap)
+declare -A packages_of=(
+    [bash]=bash [bwrap]=bubblewrap [curl]=curl [file]=file [gcc]="gcc libc6-dev" [git]=git [node]=nodejs [npm]=npm
+    [sqlite3]=sqlite3 [wget]=wget
+)
+
+is_there() {
+    command -v "$1" >/dev/null || return 1
+    [ "$1" != gcc ] || printf '#include <pthread.h>\n#include <asm/unistd.h>\n' | gcc -E - >/dev/null 2>&1
+}
+
 missing=()
-for program in "${!package_of[@]}"; do
-    command -v "$program" >/dev/null || missing+=("$program")
+for program in "${!packages_of[@]}"; do
+    is_there "$program" || missing+=("$program")
 done
 [ "${#missing[@]}" = 0 ] && exit 0
 
 packages=()
-for program in "${missing[@]}"; do packages+=("${package_of[$program]}"); done
+for program in "${missing[@]}"; do read -r -a brought <<<"${packages_of[$program]}"; packages+=("${brought[@]}"); done
 as_root=()
 [ "$(id -u)" = 0 ] || as_root=(sudo -n)
 if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
@@ -24,7 +33,7 @@ fi
 
 still=()
 for program in "${missing[@]}"; do
-    command -v "$program" >/dev/null || still+=("$program")
+    is_there "$program" || still+=("$program")
 done
 [ "${#still[@]}" = 0 ] && exit 0
 echo "*** NOT TESTED WITH: ${still[*]}. The tests that need them are skipped." >&2
