@@ -27,7 +27,7 @@ POLICY = ExecutionPolicy(
 LOOK = """
 env | sort; pwd; id; umask; ls -l /proc/self/fd | awk '{print $9, $10, $11}' | sed 's/[0-9]\\{4,\\}/N/'
 cat /proc/self/limits; grep -E 'NoNewPrivs|Seccomp|Cap|Sig[BIC]' /proc/self/status
-sed 's/id=[0-9]*//g' /proc/mounts; ls -A / /workspace /tmp; ls /proc | grep -c '^[0-9]'; trap; set -o | grep -v history
+sed 's/id=[0-9]*//g' /proc/mounts; ls -A / /workspace /tmp; set -- /proc/[0-9]*; echo $#; trap; set -o | grep -v history
 """
 
 
