@@ -20,9 +20,10 @@ from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates
 from sandbox_adapters.runners.bubblewrap_options import SandboxView, readable_roots
 from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
-from sandbox_adapters.runners.bubblewrap_walls import Walls
+from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES, Walls
+from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.exit_mapping import rlimits
-from sandbox_adapters.runners.launcher_link import Answer, JobRequest, LauncherLink
+from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
@@ -44,9 +45,9 @@ _FIX = (
     "kernel.apparmor_restrict_unprivileged_userns). "
     "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation at all."
 )
+_READY_CHILDREN = 3
+"""Processes that wait in the launcher, in their cgroup, to become bwrap; about 3 MiB each, counted proportionally."""
 _FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
-_OWN_PROCESSES = 2
-"""bwrap itself and the sandbox's pid 1."""
 _FIXED_LIMITS = (
     (resource.RLIMIT_MEMLOCK, 64 * 1024),
     (resource.RLIMIT_MSGQUEUE, 0),
@@ -135,6 +136,8 @@ class BubblewrapRunner:
             stack.callback(self._shut_down)
             unavailable = await self._choose_program()
             if unavailable is None:
+                # What the first sweep had to kill has ended by now.
+                self._walls.cgroups.sweep()
                 self._spares = SparePool(self._spare_count, build=self._launch, end=self._retire, tasks=self._tasks)
                 stack.push_async_callback(self._spares.aclose)
                 self._stack = stack.pop_all()
@@ -205,13 +208,16 @@ class BubblewrapRunner:
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
             # Inside, the sandbox's pid 1 is counted too.
-            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes + 1
-            request = JobRequest(
+            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes + 1 + self._slack
+            tree_memory_bytes, tree_processes = self._walls.tree_limits(limits)
+            request = RunRequest(
                 bwrap=program.path,
-                command=self._view.argv(launch.command),
+                command=tuple(self._view.argv(launch.command)),
                 uid=uid,
                 processes_inside=inside,
-                limits=self._rlimits(limits),
+                tree_memory_bytes=tree_memory_bytes,
+                tree_processes=tree_processes,
+                limits=tuple(self._rlimits(limits)),
             )
             process = BubblewrapProcess(number, link, launch, self._isolation(limits, uid, program), pipes)
             # Known before it is sent: the answer may come before this task runs again.
@@ -260,9 +266,14 @@ class BubblewrapRunner:
     def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:
         found = [(which, value, value) for which, value in _FIXED_LIMITS]
         if self._as_root and limits.max_processes is not None:
-            processes = limits.max_processes + _OWN_PROCESSES
+            processes = limits.max_processes + OWN_PROCESSES + self._slack
             found.append((resource.RLIMIT_NPROC, processes, processes))
         return [*found, *rlimits(limits)]
+
+    @property
+    def _slack(self) -> int:
+        """By how much the rlimit is higher, so that the cgroup refuses first: only that one tells."""
+        return 1 if self._walls.bounds_processes else 0
 
     def _isolation(self, limits: ResourceLimits, uid: int, program: _Program) -> Isolation:
         held = {name: text for name, text in _MECHANISMS.items() if getattr(limits, name) is not None}
@@ -275,7 +286,7 @@ class BubblewrapRunner:
             network="none",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
             layers=(*LAYERS, *self._walls.layers),
-            limits=held,
+            limits={**held, **self._walls.mechanisms(limits)},
             facts=dict(self._walls.facts),
         )
 
@@ -296,7 +307,8 @@ class BubblewrapRunner:
         try:
             link = LauncherLink.spawn(
                 directory=self._directory.path,
-                filter_descriptor=self._walls.filter_descriptor,
+                walls=self._walls,
+                ready_children=_READY_CHILDREN,
                 keep_open=[self._directory.lock],
             )
         except OSError as error:

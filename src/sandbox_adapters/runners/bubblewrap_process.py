@@ -7,10 +7,12 @@ import select
 
 import anyio
 
+from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES
 from sandbox_adapters.runners.child.wire import STATUS_NOT_STARTED
 from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_adapters.runners.tree_limits import TreeRecord, with_tree
 from sandbox_core.domain.errors import InputClosed
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import TerminationReason
@@ -120,7 +122,8 @@ class BubblewrapProcess:
         elif answer.executed or os.WIFSIGNALED(answer.wait_status) or os.WEXITSTATUS(answer.wait_status) > _SIGNAL_BASE:
             # A signal may come between bwrap's last fork and the execution; bwrap itself fails with 1,
             # and the dynamic loader with 127.
-            self._end(exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True))
+            exit_ = exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True)
+            self._end(with_tree(exit_, limits, _tree_record(answer)))
         else:
             self._finish_failed_start()
 
@@ -165,3 +168,12 @@ class BubblewrapProcess:
             self._exit = exit_
             self._stdin.close()
             self._ended.set()
+
+
+def _tree_record(answer: Answer) -> TreeRecord:
+    return TreeRecord(
+        peak_memory_bytes=answer.peak_memory_bytes,
+        oom_kills=answer.oom_kills,
+        peak_processes=None if answer.peak_processes is None else max(0, answer.peak_processes - OWN_PROCESSES),
+        forks_refused=answer.forks_refused,
+    )

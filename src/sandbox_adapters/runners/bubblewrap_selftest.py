@@ -88,7 +88,7 @@ async def _observe(process: Process, launcher_pid: int) -> tuple[str, set[int], 
             pieces.append(await process.read(Stream.STDOUT, 65536) or b"ended")
         tree = [launcher_pid]
         for pid in tree:
-            tree += children(pid)
+            tree += [child for child in children(pid) if _program(child) != _program(launcher_pid)]
         uids.update(*(_kernel_uids(pid) for pid in tree[1:]))
         tasks.start_soon(read, Stream.STDOUT)
         tasks.start_soon(read, Stream.STDERR)
@@ -96,6 +96,14 @@ async def _observe(process: Process, launcher_pid: int) -> tuple[str, set[int], 
             await process.send_stdin(b"go\n")
         exit_ = await process.wait()
     return b"".join(pieces).decode(errors="replace"), uids, exit_
+
+
+def _program(pid: int) -> str | None:
+    """The file that a process executes. The launcher's own is that of children that still wait to become bwrap."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
 
 
 def _kernel_uids(pid: int) -> set[int]:

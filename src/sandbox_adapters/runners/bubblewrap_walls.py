@@ -9,7 +9,16 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from sandbox_adapters.runners.hardening import landlock, seccomp
+from sandbox_adapters.runners.hardening.cgroups import open_cgroups
+from sandbox_core.domain.policy import ResourceLimits
 
+_MIB = 1 << 20
+_OWN_MEMORY_BYTES = 8 * _MIB
+"""For bwrap, the sandbox's pid 1 and what the kernel keeps for both; measured: 1 to 2 MiB."""
+OWN_PROCESSES = 2
+"""bwrap itself and the sandbox's pid 1."""
+_CONTROLLERS = ("memory", "pids")
+"""Version 2 counts CPU time by itself; a further hierarchy of version 1 for it would slow every start."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -32,6 +41,14 @@ class Walls:
             layers.append("landlock_scopes")
             facts["landlock_abi"] = str(scopes.abi)
             facts["landlock_scopes"] = ", ".join(scopes.scopes)
+        self.cgroups = open_cgroups(_CONTROLLERS)
+        """Where the launcher makes a cgroup for each execution."""
+        self.cgroups.sweep()
+        self._version = self.cgroups.controllers
+        if self.cgroups.branches:
+            layers.append("cgroup_tree")
+            found = [f"{name} v{version}" for name, version in sorted(self._version.items())]
+            facts["cgroup_controllers"] = ", ".join(found) or "none"
         self.layers = tuple(layers)
         """Names for `Isolation.layers`."""
         self.facts: Mapping[str, str] = MappingProxyType(facts)
@@ -47,4 +64,33 @@ class Walls:
 
     def close(self) -> None:
         """Let go of everything; no launcher may be running any more."""
+        self.cgroups.close()
         os.close(self.filter_descriptor)
+
+    @property
+    def bounds_memory(self) -> bool:
+        """True when the memory of a whole tree is bounded."""
+        return "memory" in self._version
+
+    @property
+    def bounds_processes(self) -> bool:
+        """True when the processes of a whole tree are counted and bounded."""
+        return "pids" in self._version
+
+    def tree_limits(self, limits: ResourceLimits) -> tuple[int, int]:
+        """Return the bytes of memory and the processes for a command's cgroup; -1 for what is not bounded there."""
+        memory, processes = limits.max_memory_mb, limits.max_processes
+        return (
+            -1 if memory is None or not self.bounds_memory else memory * _MIB + _OWN_MEMORY_BYTES,
+            -1 if processes is None or not self.bounds_processes else processes + OWN_PROCESSES,
+        )
+
+    def mechanisms(self, limits: ResourceLimits) -> dict[str, str]:
+        """Return limit -> what holds it for the whole tree, for the limits that a cgroup holds."""
+        memory, processes = self.tree_limits(limits)
+        held = {}
+        if memory >= 0:
+            held["max_memory_mb"] = f"cgroup v{self._version['memory']}, whole tree; rlimit_data, per process"
+        if processes >= 0:
+            held["max_processes"] = f"cgroup v{self._version['pids']}, whole tree; rlimit_nproc"
+        return held

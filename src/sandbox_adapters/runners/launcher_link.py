@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import anyio
 
 from sandbox_adapters.runners import child_program
+from sandbox_adapters.runners.bubblewrap_walls import Walls
 from sandbox_adapters.runners.child import wire
+from sandbox_adapters.runners.child.leaves import branch_argument
 
 _log = logging.getLogger("sandbox_adapters.runners")
 
@@ -35,18 +37,11 @@ class Answer:
     user_seconds: float
     system_seconds: float
     max_rss_bytes: int | None
+    peak_memory_bytes: int | None
+    oom_kills: int | None
+    peak_processes: int | None
+    forks_refused: int | None
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """What to start: see `child.wire.RUN`. `limits` are (resource, soft, hard)."""
-
-    bwrap: bytes
-    command: Sequence[bytes]
-    uid: int
-    processes_inside: int
-    limits: Sequence[tuple[int, int, int]]
 
 
 class LauncherLink:
@@ -62,10 +57,10 @@ class LauncherLink:
         self.alive = True
 
     @classmethod
-    def spawn(cls, *, directory: str, filter_descriptor: int, keep_open: Sequence[int]) -> LauncherLink:
-        """Start a launcher that removes `directory` at its end and holds `keep_open` until then.
+    def spawn(cls, *, directory: str, walls: Walls, ready_children: int, keep_open: Sequence[int]) -> LauncherLink:
+        """Start a launcher that removes `directory` and its cgroups at its end and holds `keep_open` until then.
 
-        What it starts is under the system call filter in `filter_descriptor`.
+        What it starts stands behind `walls`; `ready_children` processes wait for it ahead.
 
         Blocks for about a millisecond. Raises OSError.
         """
@@ -75,12 +70,16 @@ class LauncherLink:
             ours.setblocking(False)
             with theirs:
                 process = subprocess.Popen(
-                    child_program.command("launcher", str(theirs.fileno()), str(filter_descriptor), directory),
+                    child_program.command(
+                        "launcher",
+                        *(str(theirs.fileno()), str(walls.filter_descriptor), directory, str(ready_children)),
+                        *map(branch_argument, walls.cgroups.branches),
+                    ),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={},
                     cwd="/",
-                    pass_fds=(theirs.fileno(), filter_descriptor, *keep_open),
+                    pass_fds=(theirs.fileno(), walls.filter_descriptor, *walls.cgroups.locks, *keep_open),
                     start_new_session=True,
                 )
         except BaseException:
@@ -93,19 +92,10 @@ class LauncherLink:
         """The launcher's process id."""
         return self._process.pid
 
-    async def run(self, number: int, request: JobRequest, descriptors: Sequence[int]) -> None:
+    async def run(self, number: int, request: wire.RunRequest, descriptors: Sequence[int]) -> None:
         """Start job `number`. Sent wholly or, on any error and on cancellation, not at all. Raises OSError."""
-        limits = b"".join(wire.LIMIT.pack(*limit) for limit in request.limits)
-        packet = b"".join(
-            (
-                wire.COMMAND.pack(wire.OP_RUN, number),
-                wire.RUN.pack(request.uid, request.processes_inside, len(request.limits)),
-                limits,
-                b"\0".join((request.bwrap, *request.command)),
-            )
-        )
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors).tobytes())]
-        await self._send(packet, ancillary)
+        await self._send(request.pack(number), ancillary)
 
     async def terminate(self, number: int) -> None:
         """SIGTERM to the job's payload. No error when the job or the launcher is gone."""
@@ -182,13 +172,18 @@ class LauncherLink:
 
 
 def _decode(packet: bytes) -> tuple[int, Answer]:
-    number, status, flags, user, system, rss_kib = wire.ANSWER.unpack_from(packet)
+    number, status, flags, user, system, rss_kib, *tree = wire.ANSWER.unpack_from(packet)
+    memory, oom_kills, processes, refused = (None if count < 0 else count for count in tree)
     return number, Answer(
         wait_status=status,
         executed=bool(flags & wire.FLAG_EXECUTED),
         user_seconds=user,
         system_seconds=system,
         max_rss_bytes=rss_kib * 1024 if rss_kib >= 0 else None,
+        peak_memory_bytes=memory,
+        oom_kills=oom_kills,
+        peak_processes=processes,
+        forks_refused=refused,
         error=packet[wire.ANSWER.size :].decode(errors="replace"),
     )
 

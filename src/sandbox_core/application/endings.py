@@ -52,6 +52,8 @@ def outcome_of(
             user_cpu_seconds=exit_.user_cpu_seconds,
             system_cpu_seconds=exit_.system_cpu_seconds,
             max_rss_bytes=exit_.max_rss_bytes,
+            peak_memory_bytes=exit_.peak_memory_bytes,
+            peak_processes=exit_.peak_processes,
             stdout_bytes=output.printed_bytes[EventKind.STDOUT],
             stderr_bytes=output.printed_bytes[EventKind.STDERR],
             dropped_bytes=output.dropped_bytes,

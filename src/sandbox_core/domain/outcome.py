@@ -62,6 +62,10 @@ class ResourceUsage:
     """Bytes printed past the output cap and not kept."""
     queued_seconds: float = 0.0
     setup_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+    """The most that the whole tree used at once, with what it kept in its private file systems."""
+    peak_processes: int | None = None
+    """The most processes and threads that it had at once."""
 
 
 @dataclass(frozen=True, slots=True)

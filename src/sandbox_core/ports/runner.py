@@ -56,6 +56,8 @@ class ProcessExit:
     user_cpu_seconds: float | None = None
     system_cpu_seconds: float | None = None
     max_rss_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    peak_processes: int | None = None
     limits_hit: tuple[LimitHit, ...] = ()
 
 

@@ -5,13 +5,31 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from ..hardening import landlock  # noqa: TID252 - runs where sandbox_adapters is not a package
+from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
+from ..hardening.cgroup_leaf import Leaf, TreeUsage  # noqa: TID252 - see child/__init__.py
 from .kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, close_from, prctl
+from .wire import RunRequest
 
+OPTIONS_FD, STATUS_FD, FILTER_FD, BLOCK_FD = 3, 4, 5, 6
+"""What bwrap finds where, after the command's own three. The last only when something waits for it."""
+HIGHEST_PASSED = BLOCK_FD
 _OOM_SCORE_ADJ = b"900"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for every job: the process whose death ends it, and a Landlock ruleset, -1 for none."""
+
+    parent: int
+    ruleset: int
+
+    def with_ruleset(self, ruleset: int) -> Settings:
+        """Return the same with another descriptor."""
+        return replace(self, ruleset=ruleset)
 
 
 @dataclass(slots=True)
@@ -23,6 +41,7 @@ class Job:
     status_fd: int
     block_fd: int
     processes_inside: int
+    leaf: Leaf | None = None
     status_text: bytes = b""
     init: int = 0
     wait_status: int | None = None
@@ -33,9 +52,23 @@ class Job:
     terminate_wanted: bool = False
 
     @property
+    def over(self) -> bool:
+        """True when bwrap and whatever it left were reaped: nothing of the job runs any more."""
+        return self.wait_status is not None and not self.waiting_for
+
+    @property
     def executed(self) -> bool:
         """True when bwrap reported an exit code, which it does for a command that it executed."""
         return b'"exit-code":' in self.status_text
+
+    def usage(self) -> tuple[float, float, int, int, int, int, int]:
+        """Return the numbers of an ANSWER, from the job's cgroup where that knows better."""
+        tree = TreeUsage() if self.leaf is None else self.leaf.usage()
+        counts = (tree.peak_memory_bytes, tree.oom_kills, tree.peak_processes, tree.forks_refused)
+        memory, oom_kills, processes, refused = (-1 if count is None else count for count in counts)
+        user = self.user_seconds if tree.user_seconds is None else tree.user_seconds
+        system = self.system_seconds if tree.system_seconds is None else tree.system_seconds
+        return user, system, self.max_rss_kib, memory, oom_kills, processes, refused
 
     def count(self, usage: resource.struct_rusage) -> None:
         """Add what a reaped process and its reaped children used."""
@@ -53,50 +86,62 @@ class Job:
             self.init = _number_after(self.status_text, b'"child-pid":')
 
 
-def become(
-    bwrap: bytes,
-    argv: list[bytes],
-    passed: list[int],
-    uid: int,
-    limits: list[tuple[int, int, int]],
-    parent: int,
-    ruleset: int,
-) -> NoReturn:
-    """In the forked child: take the job's identity and limits, then execute bwrap.
+def settle(leaf: Leaf | None, settings: Settings) -> None:
+    """In the forked child: what needs no job to be known. Raises OSError."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != settings.parent:
+        os._exit(1)
+    with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
+        score.write(_OOM_SCORE_ADJ)
+    os.umask(0o077)
+    if leaf is not None:
+        leaf.attach()
+
+
+def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> NoReturn:
+    """In the settled child: take the job's identity and limits, then execute bwrap.
 
     Args:
-        passed: descriptors that become 0, 1, 2 … in this order; every other one is closed.
-        uid: user and group id to change to; -1 keeps them.
-        limits: (resource, soft, hard) for setrlimit(2).
-        parent: the process whose death ends this one.
-        ruleset: of Landlock, to be under from now on; -1 for none.
+        request: the job.
+        passed: descriptors that become 0, 1, 2 … in this order, each over 9; every other one is closed.
+        settings: those that it was settled with.
     """
     try:
-        with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
-            score.write(_OOM_SCORE_ADJ)
-        os.umask(0o077)
         for target, descriptor in enumerate(passed):
             os.dup2(descriptor, target)
-        if uid >= 0:
+        if request.uid >= 0:
             os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-        # Changing ids clears it (prctl(2)); the parent may have died before it was set.
+            os.setresgid(request.uid, request.uid, request.uid)
+            os.setresuid(request.uid, request.uid, request.uid)
+        # Changing ids clears it (prctl(2)); the parent may have died before it was set again.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
+        if os.getppid() != settings.parent:
             os._exit(1)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        if ruleset >= 0:
-            landlock.restrict_self(ruleset)
+        if settings.ruleset >= 0:
+            landlock.restrict_self(settings.ruleset)
         close_from(len(passed))
-        for which, soft, hard in limits:
+        for which, soft, hard in request.limits:
             resource.setrlimit(which, (soft, hard))
-        os.execve(bwrap, argv, {})  # noqa: S606 - executing without a shell is the point
+        os.execve(request.bwrap, _argv(request, len(passed)), {})  # noqa: S606 - without a shell is the point
     except BaseException as error:  # noqa: BLE001 - a forked child must not run on into the parent's loop
-        reason = error.strerror if isinstance(error, OSError) else repr(error)
-        os.write(2, b"bwrap: cannot be started: %s\n" % str(reason).encode())
+        complain(error)
     finally:
         os._exit(1)
+
+
+def complain(error: BaseException) -> None:
+    """Say on standard error why there is no bwrap, as bwrap would."""
+    reason = error.strerror if isinstance(error, OSError) else repr(error)
+    os.write(2, b"bwrap: cannot be started: %s\n" % str(reason).encode())
+
+
+def _argv(request: RunRequest, passed: int) -> list[bytes]:
+    argv = [b"bwrap", b"--args", b"%d" % OPTIONS_FD, b"--json-status-fd", b"%d" % STATUS_FD]
+    argv += [b"--seccomp", b"%d" % FILTER_FD]
+    if passed > BLOCK_FD:
+        argv += [b"--block-fd", b"%d" % BLOCK_FD]
+    return [*argv, b"--", *request.command]
 
 
 def _number_after(text: bytes, key: bytes) -> int:

@@ -19,36 +19,44 @@ import select
 import signal
 import socket
 
-from ..hardening import landlock  # noqa: TID252 - runs where sandbox_adapters is not a package
-from .job import Job, become
+from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
+from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
+from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, parent_of, prctl, reset_signals, send_signal
+from .leaves import Leaves, branch_of, limit
+from .ready_children import ReadyChildren
 from .remove_tree import remove_tree
-from .wire import ANSWER, COMMAND, FLAG_EXECUTED, LIMIT, OP_KILL, OP_RUN, RUN, STATUS_NOT_STARTED, receive_packet
+from .wire import ANSWER, COMMAND, FLAG_EXECUTED, OP_KILL, OP_RUN, STATUS_NOT_STARTED, RunRequest, receive_packet
 
-_OPTIONS_FD, _STATUS_FD, _FILTER_FD, _BLOCK_FD = 3, 4, 5, 6
 _RESERVED_BELOW = 10
 _POLL_PAYLOAD_SECONDS = 0.002
 _SHUTDOWN_SECONDS = 10
+_QUIET_SECONDS, _SHORTLY_SECONDS = 0.025, 0.002
+"""How long nothing happens before a child is made ready, so that it takes nothing from a start: making one slows the
+forks and exits of others by a few milliseconds. Shortly when none is left, as the next start would wait longer."""
+_MOST_DISCARDED = 64
+"""Leaves that may wait for a quiet moment to be removed."""
 
 
 class Launcher:
     """The loop. Nothing in it blocks, so that no job can hold up another."""
 
-    def __init__(self, channel: socket.socket, filter_descriptor: int) -> None:
+    def __init__(self, channel: socket.socket, filter_descriptor: int, leaves: Leaves, ready_children: int) -> None:
         self._channel = channel
         self._filter = f"/proc/self/fd/{filter_descriptor}"
+        self._leaves = leaves
         scopes = landlock.detect()
-        self._ruleset = landlock.make_ruleset(scopes) if scopes.scopes else -1
+        self._settings = Settings(os.getpid(), landlock.make_ruleset(scopes) if scopes.scopes else -1)
         self._jobs: dict[int, Job] = {}
         self._by_outer: dict[int, Job] = {}
         self._unsent: list[bytes] = []
         self._blocked: dict[int, Job] = {}
         self._reaped_early: dict[int, resource.struct_rusage] = {}
         self._poll = select.epoll()
+        self._ready = ReadyChildren(ready_children, leaves, self._settings, self._poll)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._wake = wake_read
-        self._pid = os.getpid()
         self._poll.register(channel.fileno(), select.EPOLLIN)
         self._poll.register(wake_read, select.EPOLLIN)
 
@@ -56,14 +64,21 @@ class Launcher:
         """Work until the server closes its end of the channel."""
         while True:
             wanted = any(job.terminate_wanted for job in self._jobs.values())
-            for descriptor, _ in self._poll.poll(_POLL_PAYLOAD_SECONDS if wanted else -1):
+            has_chores = not self._ready.attaching and (self._ready.lacking or self._leaves.discarded)
+            quiet = _QUIET_SECONDS if self._ready or not self._ready.lacking else _SHORTLY_SECONDS
+            happened = self._poll.poll(_POLL_PAYLOAD_SECONDS if wanted else quiet if has_chores else -1)
+            if has_chores and not happened:
+                self._leaves.tidy()
+                if self._ready.lacking:
+                    self._ready.make()
+            for descriptor, _ in happened:
                 if descriptor == self._wake:
                     self._drain_wake()
                 elif descriptor == self._channel.fileno():
                     self._flush()
                     if not self._receive():
                         return
-                else:
+                elif not self._ready.attached(descriptor):
                     self._unblock(descriptor)
             self._reap()
             if wanted:
@@ -112,12 +127,7 @@ class Launcher:
                     self._terminate(job)
 
     def _start(self, number: int, packet: bytes, descriptors: list[int]) -> None:
-        uid, processes_inside, limit_count = RUN.unpack_from(packet, COMMAND.size)
-        offset = COMMAND.size + RUN.size
-        limits = [LIMIT.unpack_from(packet, offset + LIMIT.size * index) for index in range(limit_count)]
-        bwrap, *command = packet[offset + LIMIT.size * limit_count :].split(b"\0")
-        argv = [b"bwrap", b"--args", b"%d" % _OPTIONS_FD, b"--json-status-fd", b"%d" % _STATUS_FD]
-        argv += [b"--seccomp", b"%d" % _FILTER_FD]
+        request = RunRequest.parse(packet)
         passed = list(descriptors)
         opened: list[int] = []
         try:
@@ -127,28 +137,49 @@ class Launcher:
             opened.append(os.open(self._filter, os.O_RDONLY | os.O_CLOEXEC))
             passed += [status_write, opened[-1]]
             block_write = -1
-            if processes_inside >= 0:
+            if request.processes_inside >= 0:
                 block_read, block_write = os.pipe2(os.O_CLOEXEC)
                 opened += [block_read, block_write]
                 passed.append(block_read)
-                argv += [b"--block-fd", b"%d" % _BLOCK_FD]
-            argv += [b"--", *command]
-            pid = os.fork()
-            if pid == 0:
-                become(bwrap, argv, passed, uid, limits, self._pid, self._ruleset)
+            pid, leaf = self._give(request, packet, passed)
         except OSError as error:
             for descriptor in opened:
                 os.close(descriptor)
             self._answer_failure(number, f"cannot start a process: {error.strerror}")
             return
-        os.close(status_write)
-        os.close(passed[_FILTER_FD])
-        job = Job(number, pid, status_read, block_write, processes_inside)
+        os.close(passed[STATUS_FD])
+        os.close(passed[FILTER_FD])
+        job = Job(number, pid, status_read, block_write, request.processes_inside, leaf)
         self._jobs[number] = self._by_outer[pid] = job
         if block_write >= 0:
             os.close(passed[-1])
             self._blocked[status_read] = job
             self._poll.register(status_read, select.EPOLLIN)
+
+    def _give(self, request: RunRequest, packet: bytes, passed: list[int]) -> tuple[int, Leaf | None]:
+        """Give a job to a child that waits, or to a new one. Raises OSError; then none has it."""
+        if (given := self._ready.give(request, packet, passed)) is not None:
+            return given
+        leaf = self._leaves.make()
+        try:
+            limit(leaf, request)
+            return self._fork(request, passed, leaf), leaf
+        except OSError:
+            self._leaves.discard(leaf)
+            raise
+
+    def _fork(self, request: RunRequest, passed: list[int], leaf: Leaf | None) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                settle(leaf, self._settings)
+                become(request, passed, self._settings)
+            except BaseException as error:  # noqa: BLE001 - a forked child must not run on into the loop
+                os.dup2(passed[2], 2)
+                complain(error)
+            finally:
+                os._exit(1)
+        return pid
 
     def _unblock(self, status_fd: int) -> None:
         """Bound the processes inside, once pid 1 exists, and let bwrap go on to the command.
@@ -208,6 +239,9 @@ class Launcher:
             send_signal(job.outer, signal.SIGKILL)
         for pid in job.waiting_for:
             send_signal(pid, signal.SIGKILL)
+        if job.leaf is not None and not job.over:
+            # Last, as it may have to wait for a process that is just being moved into its cgroup.
+            job.leaf.kill_at_once()
 
     def _reap(self) -> None:
         while True:
@@ -220,7 +254,7 @@ class Launcher:
             job = self._by_outer.pop(pid, None)
             if job is not None:
                 self._outer_ended(job, status, usage)
-            else:
+            elif not self._ready.ended(pid):
                 self._orphan_ended(pid, usage)
 
     def _outer_ended(self, job: Job, status: int, usage: resource.struct_rusage) -> None:
@@ -239,8 +273,12 @@ class Launcher:
         else:
             # bwrap died between its fork and its report: whatever is here and was not forked here was its child.
             known = {pid for other in self._jobs.values() for pid in other.waiting_for}
-            job.waiting_for.update(pid for pid in children() if pid not in self._by_outer and pid not in known)
-        self._kill(job)
+            known |= self._by_outer.keys() | self._ready.pids
+            job.waiting_for.update(pid for pid in children() if pid not in known)
+            if job.leaf is not None:
+                job.leaf.kill_at_once()
+        for pid in job.waiting_for:
+            send_signal(pid, signal.SIGKILL)
         self._finish_if_over(job)
 
     def _orphan_ended(self, pid: int, usage: resource.struct_rusage) -> None:
@@ -255,7 +293,7 @@ class Launcher:
                 self._finish_if_over(job)
 
     def _finish_if_over(self, job: Job) -> None:
-        if job.wait_status is None or job.waiting_for:
+        if not job.over:
             return
         self._close_block(job)
         os.close(job.status_fd)
@@ -263,11 +301,13 @@ class Launcher:
         if not self._jobs:
             self._reaped_early.clear()
         flags = FLAG_EXECUTED if job.executed else 0
-        answer = ANSWER.pack(job.number, job.wait_status, flags, job.user_seconds, job.system_seconds, job.max_rss_kib)
-        self._send(answer)
+        self._send(ANSWER.pack(job.number, job.wait_status, flags, *job.usage()))
+        self._leaves.discard(job.leaf)
+        if self._leaves.discarded > _MOST_DISCARDED:
+            self._leaves.tidy()
 
     def _answer_failure(self, number: int, text: str) -> None:
-        self._send(ANSWER.pack(number, STATUS_NOT_STARTED, 0, 0.0, 0.0, -1) + text.encode())
+        self._send(ANSWER.pack(number, STATUS_NOT_STARTED, 0, 0.0, 0.0, -1, -1, -1, -1, -1) + text.encode())
 
     def _send(self, answer: bytes) -> None:
         self._unsent.append(answer)
@@ -291,9 +331,11 @@ class Launcher:
 def main(arguments: list[str]) -> None:
     """Serve on an inherited socket until its other end is closed, then remove a directory.
 
-    Arguments: the socket's descriptor, the system call filter's, the directory.
+    Arguments: the socket's descriptor, the system call filter's, the directory, how many children to have ready, and
+    the server's cgroups as `leaves.branch_argument` writes them.
     """
-    directory = arguments[2]
+    directory, ready_children = arguments[2], int(arguments[3])
+    leaves = Leaves([branch_of(argument) for argument in arguments[4:]])
     # What a job's child puts at 0 to 6 must never overwrite what it still has to move there.
     socket_number, filter_number = (_moved_up(int(argument)) for argument in arguments[:2])
     channel = socket.socket(fileno=socket_number)
@@ -303,7 +345,7 @@ def main(arguments: list[str]) -> None:
     channel.setblocking(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     reset_signals()
-    launcher = Launcher(channel, filter_number)
+    launcher = Launcher(channel, filter_number, leaves, ready_children)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -311,7 +353,8 @@ def main(arguments: list[str]) -> None:
         launcher.serve()
     finally:
         launcher.end_everything()
-    # After a failure the server goes on to use the directory with another launcher.
+    # After a failure the server goes on to use the directories with another launcher.
+    leaves.remove_all()
     remove_tree(directory)
 
 

@@ -6,31 +6,67 @@ import errno
 import os
 import socket
 import struct
+from dataclasses import dataclass
 
 OP_RUN, OP_TERMINATE, OP_KILL = b"R", b"T", b"K"
 
 COMMAND = struct.Struct("=cQ")
 """Every packet to the launcher: operation, job."""
-RUN = struct.Struct("=qqB")
+RUN = struct.Struct("=qqqqB")
 """Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
-(-1: no limit set inside), number of LIMITs that follow; then bwrap's path and the command, NUL separated.
+(-1: no limit set inside), bytes of memory and number of processes that the job's cgroup allows (-1: no limit), number
+of LIMITs that follow; then bwrap's path and the command, NUL separated.
 Four descriptors come along: stdin, stdout, stderr, bwrap's options."""
 LIMIT = struct.Struct("=iQQ")
 """Resource (setrlimit(2)), soft limit, hard limit."""
-ANSWER = struct.Struct("=QiBddq")
+ANSWER = struct.Struct("=QiBddqqqqq")
 """From the launcher: job, wait status of bwrap (-1: it could not be started), FLAG_*, user and system CPU seconds,
-largest resident set in KiB (-1 unknown); then a text, empty unless the start failed."""
+largest resident set in KiB, and of the job's cgroup: peak of memory in bytes, processes killed for want of memory, peak
+of processes, forks refused (-1 unknown, each); then a text, empty unless the start failed."""
 
 FLAG_EXECUTED = 1
 """bwrap reported an exit code of the command, so the command was executed."""
 
 STATUS_NOT_STARTED = -1
 MAX_PACKET_BYTES = 1 << 19
+RUN_DESCRIPTORS = 4
 
 
-def receive_packet(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Return one packet and the descriptors with it; an empty one when the server is gone. Raises OSError."""
-    packet, ancillary, flags, _ = channel.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A packet of OP_RUN, taken apart."""
+
+    uid: int
+    processes_inside: int
+    tree_memory_bytes: int
+    tree_processes: int
+    limits: tuple[tuple[int, int, int], ...]
+    bwrap: bytes
+    command: tuple[bytes, ...]
+
+    @classmethod
+    def parse(cls, packet: bytes) -> RunRequest:
+        """Take a packet apart. Raises struct.error."""
+        uid, inside, memory, processes, limit_count = RUN.unpack_from(packet, COMMAND.size)
+        offset = COMMAND.size + RUN.size
+        end = offset + LIMIT.size * limit_count
+        limits = tuple(LIMIT.iter_unpack(packet[offset:end]))
+        bwrap, *command = packet[end:].split(b"\0")
+        return cls(uid, inside, memory, processes, limits, bwrap, tuple(command))
+
+    def pack(self, number: int) -> bytes:
+        """Return the packet for job `number`."""
+        counts = (self.uid, self.processes_inside, self.tree_memory_bytes, self.tree_processes, len(self.limits))
+        limits = b"".join(LIMIT.pack(*limit) for limit in self.limits)
+        return b"".join(
+            (COMMAND.pack(OP_RUN, number), RUN.pack(*counts), limits, b"\0".join((self.bwrap, *self.command)))
+        )
+
+
+def receive_packet(channel: socket.socket, most_descriptors: int = RUN_DESCRIPTORS) -> tuple[bytes, list[int]]:
+    """Return one packet and the descriptors with it; an empty one when the other end is gone. Raises OSError."""
+    space = socket.CMSG_SPACE(4 * most_descriptors)
+    packet, ancillary, flags, _ = channel.recvmsg(MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

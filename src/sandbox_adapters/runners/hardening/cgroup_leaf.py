@@ -64,6 +64,21 @@ class Leaf:
         # Version 2 first: who is attached to the others only would be out of reach of cgroup.kill.
         self._branches = sorted(branches, key=lambda branch: -branch.version)
 
+    @classmethod
+    def make(cls, branches: Sequence[Branch], name: str) -> Leaf:
+        """Make an empty leaf below each of the given branches. Raises OSError; then nothing is left."""
+        leaf = cls([branch.below(name) for branch in branches])
+        made: list[str] = []
+        try:
+            for directory in leaf.directories:
+                os.mkdir(directory, 0o755)
+                made.append(directory)
+        except OSError:
+            for directory in made:
+                os.rmdir(directory)
+            raise
+        return leaf
+
     @property
     def directories(self) -> list[str]:
         """One directory for each hierarchy."""
@@ -117,14 +132,17 @@ class Leaf:
 
     def kill(self) -> None:
         """SIGKILL to every process, also those being forked right now. They may take a moment to be gone."""
+        if not self.kill_at_once():
+            self._kill_one_by_one()
+
+    def kill_at_once(self) -> bool:
+        """SIGKILL to every process with one write; False where the kernel does not offer it (cgroup.kill, 5.14)."""
         for branch in self._branches:
             if branch.version == 2:
-                try:
+                with contextlib.suppress(OSError):
                     write(f"{branch.directory}/cgroup.kill", "1")
-                except OSError:
-                    continue
-                return
-        self._kill_one_by_one()
+                    return True
+        return False
 
     def remove(self) -> bool:
         """Remove the directories; False, and they stay, when there are still processes. Again is no error.
@@ -168,6 +186,34 @@ class Leaf:
             finally:
                 for descriptor in held.values():
                     os.close(descriptor)
+
+
+def remove_branch(branch: Branch) -> bool:
+    """Kill and remove what is in a server's directory, and it; True when all is gone."""
+    gone = True
+    for name in _directories(branch.directory):
+        leaf = Leaf([branch.below(name)])
+        try:
+            if not leaf.remove():
+                leaf.kill()
+                gone = leaf.remove() and gone
+        except OSError:
+            gone = False
+    try:
+        os.rmdir(branch.directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return gone
+
+
+def _directories(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def _settings(branch: Branch, controller: str, wanted: float) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Final
 
-from .cgroup_leaf import Branch, Leaf
+from .cgroup_leaf import Branch, Leaf, remove_branch
 from .cgroup_paths import Hierarchy, own_hierarchies, read, write
 
 CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct")
@@ -60,8 +60,13 @@ class Cgroups:
         self.close()
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The server's own directories, for whoever makes leaves in another process."""
+        return self._branches
+
+    @property
     def directories(self) -> list[str]:
-        """The server's own directories."""
+        """The paths of the server's own directories."""
         return [branch.directory for branch in self._branches]
 
     @property
@@ -76,17 +81,7 @@ class Cgroups:
         """
         if not _LEAF_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a leaf")
-        leaf = Leaf([branch.below(name) for branch in self._branches])
-        made: list[str] = []
-        try:
-            for directory in leaf.directories:
-                os.mkdir(directory, 0o755)
-                made.append(directory)
-        except OSError:
-            for directory in made:
-                os.rmdir(directory)
-            raise
-        return leaf
+        return Leaf.make(self._branches, name)
 
     def sweep(self) -> list[str]:
         """Kill and remove what servers that are gone left behind; return the directories that are gone now.
@@ -108,7 +103,7 @@ class Cgroups:
     def close(self) -> None:
         """Kill and remove what is left of every leaf, as far as it goes at once, and let go. Again is no error."""
         for branch in self._branches:
-            _remove_tree(branch)
+            remove_branch(branch)
         for lock in self._locks:
             os.close(lock)
         self._branches, self._locks = (), ()
@@ -222,36 +217,8 @@ def _remove_dead(branch: Branch) -> bool:
         if os.fstat(lock).st_uid != os.geteuid():
             return False
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return _remove_tree(branch)
+        return remove_branch(branch)
     except OSError:
         return False
     finally:
         os.close(lock)
-
-
-def _remove_tree(branch: Branch) -> bool:
-    """Kill and remove the leaves of a server's directory, and it; True when all is gone."""
-    gone = True
-    for name in _directories(branch.directory):
-        leaf = Leaf([branch.below(name)])
-        try:
-            if not leaf.remove():
-                leaf.kill()
-                gone = leaf.remove() and gone
-        except OSError:
-            gone = False
-    try:
-        os.rmdir(branch.directory)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return gone
-
-
-def _directories(directory: str) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
