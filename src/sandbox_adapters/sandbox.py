@@ -13,7 +13,7 @@ from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.results import Health, RunResult, result_of
 from sandbox_adapters.settings import Settings, refuse_unbuilt, unknown_variables
-from sandbox_adapters.submission import PolicyInput, make_submission
+from sandbox_adapters.submission import PolicyInput, input_bytes, make_submission
 from sandbox_core.application.service import ExecutionService, Submission
 from sandbox_core.application.supervisor import ExecutionSupervisor
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError
@@ -201,7 +201,7 @@ class Sandbox:
 
         Raises NotInteractive, ExecutionFinished, InputClosed, InputFull.
         """
-        raw = data.encode() if isinstance(data, str) else data
+        raw = input_bytes("data", data)
         await self.service.send_input(self.principal, parse_execution_id(execution_id), raw, end=end)
 
     async def list(

@@ -39,17 +39,41 @@ def make_submission(
     """
     return Submission(
         command=Command(
-            argv=None if isinstance(command, str) else tuple(command),
+            argv=None if isinstance(command, str) else _argv(command),
             shell=command if isinstance(command, str) else None,
             working_directory=working_directory,
-            environment=dict(environment or {}),
-            stdin=stdin.encode() if isinstance(stdin, str) else bytes(stdin),
+            environment=_variables(environment),
+            stdin=input_bytes("stdin", stdin),
             interactive=interactive,
         ),
         policy=_policy(policy, timeout_seconds),
         session_id=None if session_id is None else parse_session_id(session_id),
         idempotency_key=idempotency_key,
     )
+
+
+def input_bytes(name: str, data: bytes | str) -> bytes:
+    """Return text as UTF-8 and bytes as they are. Raises InvalidArgument for anything else."""
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(name, "contains half a surrogate pair, which is not text") from None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InvalidArgument(name, "must be text or bytes")
+    return bytes(data)
+
+
+def _argv(command: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(command, Sequence):
+        raise InvalidArgument("command", "must be text, or a list of text")
+    return tuple(command)
+
+
+def _variables(environment: Mapping[str, str] | None) -> dict[str, str]:
+    if environment is not None and not isinstance(environment, Mapping):
+        raise InvalidArgument("environment", "must be a mapping of text")
+    return dict(environment or {})
 
 
 def _policy(given: PolicyInput, timeout_seconds: float | None) -> ExecutionPolicy:

@@ -33,7 +33,7 @@ class Command:
         interactive: keep standard input open after `stdin` for `send_stdin`.
 
     Raises:
-        InvalidArgument: empty command, NUL bytes, or a size over the limits of this module.
+        InvalidArgument: empty command, what is not text, NUL bytes, or a size over the limits of this module.
     """
 
     argv: tuple[str, ...] | None = None
@@ -47,21 +47,27 @@ class Command:
         if (self.argv is None) == (self.shell is None):
             raise InvalidArgument("command", "give either shell text or a list of arguments")
         if self.shell is not None:
+            _check_type("command", self.shell, "text, or a list of text")
             if not self.shell.strip():
                 raise InvalidArgument("command", "is empty; give the text to run")
             _check_text("command", self.shell, MAX_COMMAND_BYTES, advice=_LARGE_PROGRAMS)
         if self.argv is not None:
+            for item in self.argv:
+                _check_type("command", item, "text, or a list of text")
             if not self.argv or not self.argv[0]:
                 raise InvalidArgument("command", "is empty; the first item must name a program")
             _check_text(
                 "command", "".join(self.argv), MAX_COMMAND_BYTES, more_bytes=len(self.argv), advice=_LARGE_PROGRAMS
             )
         if self.working_directory is not None:
+            _check_type("working_directory", self.working_directory, "text")
             if not self.working_directory:
                 raise InvalidArgument("working_directory", "is empty; leave it out for the workspace")
             _check_text("working_directory", self.working_directory, MAX_WORKING_DIRECTORY_BYTES)
         size = 0
         for name, value in self.environment.items():
+            _check_type("environment", name, "a mapping of text")
+            _check_type(f"environment.{name[:64]}", value, "text")
             if not _VARIABLE.fullmatch(name):
                 raise InvalidArgument("environment", f"{name[:64]!r} is not a variable name (letters, digits, _)")
             _check_text(f"environment.{name[:64]}", value, MAX_COMMAND_BYTES, more_bytes=len(name) + 1)
@@ -77,6 +83,11 @@ class Command:
     def text(self) -> str:
         """The command as one line for people: shell text as given, argv joined by spaces."""
         return self.shell if self.shell is not None else " ".join(self.argv or ())
+
+
+def _check_type(name: str, value: object, wanted: str) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgument(name, f"must be {wanted}")
 
 
 def _check_text(name: str, text: str, limit_bytes: int, *, more_bytes: int = 0, advice: str = "") -> None:

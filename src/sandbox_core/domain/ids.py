@@ -44,20 +44,24 @@ def new_node_id(host: str) -> NodeId:
 
 def parse_execution_id(text: str) -> ExecutionId:
     """Check a caller's text; raises InvalidArgument when it cannot be an execution id."""
-    if not _EXECUTION_ID.fullmatch(text):
+    if not _fits(_EXECUTION_ID, text):
         raise InvalidArgument("execution_id", "must be an id as execute_code returned it (36 characters, 8-4-4-4-12)")
     return ExecutionId(text)
 
 
 def parse_session_id(text: str) -> SessionId:
     """Check a caller's text; raises InvalidArgument when it cannot be a session handle."""
-    if not _SESSION_ID.fullmatch(text):
+    if not _fits(_SESSION_ID, text):
         raise InvalidArgument("session_id", "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
     return SessionId(text)
 
 
 def parse_principal(text: str) -> Principal:
     """Check an operator's or verifier's text; raises InvalidArgument when it cannot name a principal."""
-    if not _PRINCIPAL.fullmatch(text):
+    if not _fits(_PRINCIPAL, text):
         raise InvalidArgument("principal", "must be 1 to 128 characters of A-Z a-z 0-9 . _ @ : -")
     return Principal(text)
+
+
+def _fits(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None

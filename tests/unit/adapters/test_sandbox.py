@@ -4,6 +4,8 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -69,6 +71,42 @@ async def test_a_policy_is_a_mapping_or_a_value_and_is_held_under_the_ceiling() 
         with pytest.raises(InvalidArgument, match=r"timeout_seconds: is also given"):
             await sandbox.run("tool", timeout_seconds=3, policy={"timeout_seconds": 4})
     assert [launch.policy.resource_limits.max_output_bytes for launch in runner.launches] == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"command": 5}, "command"),
+        ({"command": None}, "command"),
+        ({"command": b"tool"}, "command"),
+        ({"command": ["tool", 5]}, "command"),
+        ({"command": [Path("tool")]}, "command"),
+        ({"command": "tool", "environment": {"A": 1}}, "environment.A"),
+        ({"command": "tool", "environment": {5: "a"}}, "environment"),
+        ({"command": "tool", "environment": [("A", "b")]}, "environment"),
+        ({"command": "tool", "working_directory": Path("sub")}, "working_directory"),
+        ({"command": "tool", "stdin": 5}, "stdin"),
+        ({"command": "tool", "stdin": "\ud800"}, "stdin"),
+        ({"command": "tool", "session_id": 5}, "session_id"),
+        ({"command": "tool", "timeout_seconds": 10**400}, "resource_limits.timeout_seconds"),
+    ],
+)
+async def test_an_argument_of_the_wrong_type_is_refused_by_name(arguments: dict[str, Any], field: str) -> None:
+    async with opened(tool=Script()) as (sandbox, runner):
+        with pytest.raises(InvalidArgument) as caught:
+            await sandbox.run(**arguments)
+    assert caught.value.field == field
+    assert not runner.launches
+
+
+async def test_an_id_or_input_of_the_wrong_type_is_refused_by_name() -> None:
+    unknown: Any = 5
+    async with opened(tool=Script()) as (sandbox, _):
+        with pytest.raises(InvalidArgument, match=r"^execution_id"):
+            await sandbox.wait(unknown)
+        started = await sandbox.submit("tool", interactive=True)
+        with pytest.raises(InvalidArgument, match=r"^data"):
+            await sandbox.send_stdin(started, unknown)
 
 
 async def test_stream_yields_events_as_they_come_and_ends_with_the_terminal_one() -> None:
