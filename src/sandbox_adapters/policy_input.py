@@ -52,7 +52,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "allow_write": "Paths it may write beside its private workspace.",
     "deny_write": "Paths it may not write.",
     LIMITS: "Upper bounds. A field left out gets the server's default; asking over the server's ceiling is refused.",
-    "max_memory_mb": "Memory of each process, MiB.",
+    "max_memory_mb": "Memory, MiB: of all processes where cgroups hold it, else of each.",
     "max_cpu_seconds": "CPU time of each process, seconds.",
     "max_file_size_mb": "Size of one written file, MiB.",
     "max_processes": "Processes and threads at once.",

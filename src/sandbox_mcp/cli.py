@@ -125,7 +125,7 @@ def run(
         typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable; without a value, pass yours."),
     ] = None,
     workdir: Annotated[str | None, typer.Option("--workdir", "-w", help="Where it starts. [the workspace]")] = None,
-    memory: Annotated[int | None, typer.Option(help="Memory of each process, MiB. [2048]")] = None,
+    memory: Annotated[int | None, typer.Option(help="Memory, MiB. [2048]")] = None,
     cpu_seconds: Annotated[int | None, typer.Option(help="CPU time of each process, seconds.")] = None,
     processes: Annotated[int | None, typer.Option(help="Processes and threads at once. [512]")] = None,
     open_files: Annotated[int | None, typer.Option(help="Open files of each process. [1024]")] = None,
