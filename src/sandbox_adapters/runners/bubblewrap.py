@@ -96,6 +96,7 @@ class BubblewrapRunner:
         self._read_only_paths = tuple(read_only_paths)
         self._runtime_base = runtime_base
         self._spare_count = spares
+        self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
         self._as_root = os.geteuid() == 0
@@ -176,7 +177,8 @@ class BubblewrapRunner:
         script = self._view.spare_script(launch.command)
         if script is None:
             return None
-        process = self._spares.take(launch.policy.resource_limits)
+        running = len(self._processes) - self._spares.waiting
+        process = self._spares.take(launch.policy.resource_limits, refill=running < self._cores)
         if process is None or process.take_over(launch, script):
             return process
         await self._retire(process)

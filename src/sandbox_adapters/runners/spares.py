@@ -64,8 +64,16 @@ class SparePool(Generic[_S]):
         self._filling = False
         self._closed = False
 
-    def take(self, limits: ResourceLimits) -> _S | None:
-        """Return a spare for these limits, now the caller's; None when there is none. Refills behind the caller."""
+    @property
+    def waiting(self) -> int:
+        """How many spares wait."""
+        return len(self._ready)
+
+    def take(self, limits: ResourceLimits, *, refill: bool = True) -> _S | None:
+        """Return a spare for these limits, now the caller's; None when there is none.
+
+        With `refill` others are built behind the caller; a busy machine would only build them instead of what it runs.
+        """
         wanted = _of_the_runner(limits)
         found: _S | None = None
         if wanted == self._limits:
@@ -79,7 +87,7 @@ class SparePool(Generic[_S]):
             self._limits = wanted
             self._drop()
         self._last_asked = wanted
-        if not self._filling and not self._closed and self._size:
+        if refill and not self._filling and not self._closed and self._size:
             self._filling = True
             self._tasks.start_soon(self._fill)
         return found

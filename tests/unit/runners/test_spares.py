@@ -191,6 +191,23 @@ async def test_a_failure_to_build_costs_only_the_spare() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_busy_machine_uses_up_its_spares_and_builds_no_more() -> None:
+    builder = Builder()
+    async with open_pool(builder) as pool:
+        for _ in range(2):
+            pool.take(SMALL)
+        await settle()
+        assert pool.waiting == 2
+        for left in (1, 0, 0):
+            pool.take(SMALL, refill=False)
+            await settle()
+            assert pool.waiting == left
+        pool.take(SMALL)
+        await settle()
+        assert pool.waiting == 2
+
+
+@pytest.mark.anyio
 async def test_size_zero_builds_nothing() -> None:
     builder = Builder()
     async with open_pool(builder, size=0) as pool:
