@@ -213,10 +213,13 @@ class Settings(_ReadableErrors):
         default=50_000,
         ge=1,
         le=100_000_000,
-        description="Executions kept in memory; the oldest finished go first.",
+        description="Executions kept in memory; the oldest finished of the caller that has most go first.",
     )
     max_retained_mb: int = Field(
-        default=4096, ge=1, le=1 << 30, description="Output kept in memory, MiB; the oldest finished go first."
+        default=4096,
+        ge=1,
+        le=1 << 30,
+        description="Output kept in memory, MiB; the oldest finished of the caller that has most go first.",
     )
 
     @field_validator(

@@ -17,7 +17,7 @@ from sandbox_adapters.stores.log import EventLog, MemoryBudget
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_adapters.stores.spill import BLOCK_BYTES, SpillFile
 from sandbox_core.domain.errors import ExecutionNotFound, StoreUnavailable
-from sandbox_core.domain.ids import LOCAL_PRINCIPAL, ExecutionId
+from sandbox_core.domain.ids import LOCAL_PRINCIPAL, ExecutionId, Principal
 from sandbox_core.ports.store import ListQuery
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending, printed
@@ -36,9 +36,11 @@ async def store(anyio_backend: str, fake_clock: FakeClock) -> AsyncIterator[Memo
         yield store
 
 
-async def finished(store: MemoryStateStore, clock: FakeClock, size: int = 0) -> ExecutionId:
+async def finished(
+    store: MemoryStateStore, clock: FakeClock, size: int = 0, principal: Principal = LOCAL_PRINCIPAL
+) -> ExecutionId:
     """Store a finished execution that printed `size` bytes."""
-    execution = await store.create(pending(clock))
+    execution = await store.create(pending(clock, principal=principal))
     claim = await store.claim(execution.id, NODE, lease_seconds=15)
     for start in range(0, size, 64 * _KIB):
         await store.append(claim.lease, [printed(clock, b"x" * min(64 * _KIB, size - start))])
@@ -46,8 +48,8 @@ async def finished(store: MemoryStateStore, clock: FakeClock, size: int = 0) -> 
     return execution.id
 
 
-async def found(store: MemoryStateStore) -> set[ExecutionId]:
-    return {execution.id for execution in (await store.list_page(ListQuery(LOCAL_PRINCIPAL))).executions}
+async def found(store: MemoryStateStore, principal: Principal = LOCAL_PRINCIPAL) -> set[ExecutionId]:
+    return {execution.id for execution in (await store.list_page(ListQuery(principal))).executions}
 
 
 @pytest.mark.anyio
@@ -63,6 +65,19 @@ class TestRetention:
     async def test_past_the_bytes_the_oldest_finished_go(self, store: MemoryStateStore, fake_clock: FakeClock) -> None:
         ids = [await finished(store, fake_clock, 3 * _MIB) for _ in range(3)]
         assert await found(store) == set(ids[1:])
+
+    @pytest.mark.parametrize(("size", "count"), [(0, 12), (3 * _MIB, 4)], ids=["count", "bytes"])
+    async def test_who_keeps_most_makes_room_and_not_the_others(
+        self, store: MemoryStateStore, fake_clock: FakeClock, size: int, count: int
+    ) -> None:
+        modest = Principal("modest")
+        theirs = {await finished(store, fake_clock, 1000, modest) for _ in range(2)}
+        flood = [await finished(store, fake_clock, size) for _ in range(count)]
+        assert await found(store, modest) == theirs
+        kept = await found(store)
+        assert kept == set(flood[-len(kept) :])
+        late = await finished(store, fake_clock, 1000, modest)
+        assert await found(store, modest) == {*theirs, late}
 
     async def test_pending_and_running_ones_stay(self, store: MemoryStateStore, fake_clock: FakeClock) -> None:
         waiting = [await store.create(pending(fake_clock)) for _ in range(8)]

@@ -14,6 +14,7 @@ import anyio.lowlevel
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
 from sandbox_adapters.stores.deadlines import Deadlines
+from sandbox_adapters.stores.holdings import Holdings
 from sandbox_adapters.stores.listing import Listing
 from sandbox_adapters.stores.log import EventLog, MemoryBudget
 from sandbox_adapters.stores.places import Places
@@ -69,8 +70,8 @@ class MemoryStateStore:
     Args:
         clock: where time comes from; the machine's when None.
         ttl_seconds: how long a pending or finished execution is kept after its last access.
-        max_retained: how many executions are kept. Past it, finished ones go, least recently accessed first; pending
-            and running ones never do.
+        max_retained: how many executions are kept. Past it, finished ones go: of the principal that has most, least
+            recently accessed first; pending and running ones never do.
         max_retained_mb: the same, for the MiB of all documents and logs, in memory and on disk.
         memory_per_log_bytes: how much of one log stays in memory.
         memory_mb: how many MiB of all logs together stay in memory.
@@ -107,6 +108,7 @@ class MemoryStateStore:
         # Least recently accessed first. Running executions are in neither.
         self._pending: OrderedDict[ExecutionId, _Record] = OrderedDict()
         self._finished: OrderedDict[ExecutionId, _Record] = OrderedDict()
+        self._holdings = Holdings()
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,6 +130,7 @@ class MemoryStateStore:
         record = _Record(execution, encode_execution(execution), log, key)
         self._records[execution.id] = record
         self._bytes += record.size_bytes
+        self._holdings.add(record.principal, record.size_bytes)
         if key is not None:
             self._keys[key] = execution.id
         self._listing.add(record.principal, record.session_id, record.status, record.id)
@@ -308,6 +311,7 @@ class MemoryStateStore:
                 raise StoreUnavailable(f"the log cannot be written to disk ({error.strerror})") from error
         record.document = document
         self._bytes += record.size_bytes - before
+        self._holdings.grow(record.principal, record.size_bytes - before)
         if execution is not None and execution.status is not record.status:
             self._move(record, execution.status)
         self._touch(record)
@@ -331,7 +335,10 @@ class MemoryStateStore:
         record.touched = self._clock.monotonic()
         if record.status is ExecutionStatus.RUNNING:
             return
-        order = self._pending if record.status is ExecutionStatus.PENDING else self._finished
+        order = self._pending
+        if record.status.is_terminal:
+            order = self._finished
+            self._holdings.touch(record.principal, record.id)
         order[record.id] = record
         order.move_to_end(record.id)
 
@@ -347,7 +354,12 @@ class MemoryStateStore:
     def _evict(self) -> None:
         # The newest finished one stays whatever its size: its caller has not read it yet.
         while len(self._finished) > 1 and (len(self._records) > self._max_retained or self._bytes > self._max_bytes):
-            self._remove(next(iter(self._finished.values())))
+            going = self._holdings.first_to_go(
+                spare=next(reversed(self._finished)), by_bytes=self._bytes > self._max_bytes
+            )
+            if going is None:
+                return
+            self._remove(self._records[going])
 
     def _remove(self, record: _Record) -> None:
         del self._records[record.id]
@@ -357,6 +369,7 @@ class MemoryStateStore:
             del self._keys[record.key]
         self._listing.remove(record.principal, record.session_id, record.status, record.id)
         self._bytes -= record.size_bytes
+        self._holdings.remove(record.principal, record.id, record.size_bytes)
         record.log.drop()
         for event in (record.changed, record.ended):
             if event is not None:
