@@ -181,9 +181,10 @@ class MemoryStateStore:
         return Claim(self._lease(record, node, lease_seconds), execution)
 
     async def renew(self, leases: Sequence[Lease], *, lease_seconds: float) -> Sequence[Lease]:
-        """Extend leases and places; one that has lapsed but that nobody seized is extended too."""
+        """Extend leases and places; a lease that has lapsed but that nobody seized is extended too."""
         self._expire()
-        deadline = self._clock.monotonic() + lease_seconds
+        now = self._clock.monotonic()
+        deadline = now + lease_seconds
         expires_at = self._clock.now() + timedelta(seconds=lease_seconds)
         held = []
         for lease in leases:
@@ -191,7 +192,7 @@ class MemoryStateStore:
             if record is None or record.status is not ExecutionStatus.RUNNING or record.token != lease.token:
                 continue
             self._leases.set(record.id, deadline)
-            self._places.extend(record.id, lease.node, deadline)
+            self._places.extend(record.id, lease.node, now, deadline)
             held.append(Lease(record.id, lease.node, lease.token, expires_at))
         return held
 

@@ -21,8 +21,7 @@ class Places:
 
     def reserve(self, place: Place, quota: Quota, now: float, deadline: float) -> Scope | None:
         """Hold a place until `deadline`, or return the first full scope."""
-        for key in self._deadlines.due(now):
-            self._drop(key)
+        self._drop_lapsed(now)
         key = (place.execution_id, place.node)
         if key not in self._held:
             for (scope, *owner), limit in zip(_scopes(place), _limits(quota), strict=False):
@@ -34,14 +33,19 @@ class Places:
         self._deadlines.set(key, deadline)
         return None
 
-    def extend(self, execution_id: ExecutionId, node: NodeId, deadline: float) -> None:
+    def extend(self, execution_id: ExecutionId, node: NodeId, now: float, deadline: float) -> None:
         """Hold a place longer, when it is held."""
+        self._drop_lapsed(now)
         if (execution_id, node) in self._held:
             self._deadlines.set((execution_id, node), deadline)
 
     def release(self, place: Place) -> None:
         """Give a place back, when it is held."""
         self._drop((place.execution_id, place.node))
+
+    def _drop_lapsed(self, now: float) -> None:
+        for key in self._deadlines.due(now):
+            self._drop(key)
 
     def _drop(self, key: _Held) -> None:
         place = self._held.pop(key, None)

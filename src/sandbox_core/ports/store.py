@@ -137,7 +137,11 @@ class StateStore(Protocol):
         ...
 
     async def renew(self, leases: Sequence[Lease], *, lease_seconds: float) -> Sequence[Lease]:
-        """Extend leases, and the places of their executions; return those that still held, with their new expiry."""
+        """Extend leases, and the places of their executions; return those that still held, with their new expiry.
+
+        A lease that has lapsed but that nobody seized still holds. A place that has lapsed stays lapsed: another may
+        have been counted in its stead.
+        """
         ...
 
     async def append(self, lease: Lease, drafts: Sequence[EventDraft], execution: Execution | None = None) -> int:

@@ -103,6 +103,15 @@ class PlaceContract:
         await harness.advance(15)
         assert await _reserve(harness, _place(harness), quota) is None
 
+    async def test_renewing_a_lapsed_lease_does_not_bring_back_its_lapsed_place(self, harness: StoreHarness) -> None:
+        quota = Quota(1, 100, 100)
+        execution = await harness.store.create(pending(harness.clock))
+        assert await _reserve(harness, place_of(execution), quota) is None
+        claim = await harness.store.claim(execution.id, NODE, lease_seconds=15)
+        await harness.advance(15)
+        assert len(await harness.store.renew([claim.lease], lease_seconds=15)) == 1
+        assert await _reserve(harness, _place(harness), quota) is None
+
     async def test_reservations_at_once_never_exceed_the_quota(self, harness: StoreHarness) -> None:
         answers: list[Scope | None] = []
 
