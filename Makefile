@@ -28,13 +28,14 @@ check: $(STAMP) ## Format, lint, types, import contracts, unit tests
 	$(BIN)/lint-imports
 	$(PYTEST) -q tests/unit
 
-test: $(STAMP) ## Everything: the checks, then unit tests, contract suites and integration tests
+test: $(STAMP) ## Everything: the checks, all tests, and the unit tests on the other Pythons that are here
 	@bash scripts/system_packages.sh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy src tests examples benchmarks scripts
 	$(BIN)/lint-imports
 	$(PYTEST) $(PYTEST_ARGS)
+	@VENV=$(VENV) bash scripts/test_versions.sh --others tests/unit
 
 unit: $(STAMP) ## Only the unit tests
 	$(PYTEST) -q tests/unit
@@ -45,7 +46,7 @@ bench: $(STAMP) ## Every benchmark against its baseline; prints a table
 conformance: $(STAMP) ## The official MCP conformance suite on both protocol eras (fetches it from npm)
 	@$(BIN)/python scripts/conformance.py
 
-test-versions: ## Unit and contract tests on every CPython from 3.11 that is found
+test-versions: ## Unit tests and contract suites on every supported Python that is here
 	@bash scripts/test_versions.sh
 
 docs: $(STAMP) ## Write the generated parts of docs/ again
