@@ -106,9 +106,7 @@ class ExecutionService:
         """
         if self._draining:
             raise ServerDraining
-        policy = resolve(submission.policy, ceiling=self._ceiling, defaults=self._defaults)
-        if violations := self._screen(policy):
-            raise PolicyRefused(violations)
+        policy = self._resolve(submission.policy)
         now = self._clock.now()
         wanted = Execution(
             id=new_execution_id(now),
@@ -268,6 +266,19 @@ class ExecutionService:
                 return True
         answer = await self._tell(execution_id, Cancel(force=force))
         return answer is ControlAnswer.DELIVERED
+
+    def _resolve(self, request: ExecutionPolicy) -> ExecutionPolicy:
+        """Return the policy to enforce. A refusal names everything at once; what no runner here can do goes first."""
+        try:
+            policy = resolve(request, ceiling=self._ceiling, defaults=self._defaults)
+        except PolicyRefused as refused:
+            impossible = self._screen(request)
+            known = {violation.field for violation in impossible}
+            forbidden = [violation for violation in refused.violations if violation.field not in known]
+            raise PolicyRefused([*impossible, *forbidden]) from None
+        if violations := self._screen(policy):
+            raise PolicyRefused(violations)
+        return policy
 
     async def _tell(self, execution_id: ExecutionId, message: ControlMessage) -> ControlAnswer:
         answer = await self._control.tell(execution_id, message)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from sandbox_core.application.service import Submission
+from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import (
     ExecutionFinished,
     ExecutionNotFound,
@@ -14,12 +16,13 @@ from sandbox_core.domain.errors import (
     LaunchFailed,
     NotInteractive,
     PolicyRefused,
+    PolicyViolation,
     ServerDraining,
 )
 from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, Principal, new_execution_id
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.scripted_runner import EchoInput, Pause, Print, Script
@@ -137,6 +140,21 @@ async def test_a_refused_policy_stores_nothing(house: OpenHouse) -> None:
         with pytest.raises(PolicyRefused, match="timeout_seconds"):
             await home.submit("x", limits=ResourceLimits(timeout_seconds=301))
         assert not (await home.service.list_page(LOCAL_PRINCIPAL)).executions
+
+
+async def test_a_refusal_gives_the_reason_that_no_ceiling_could_mend(house: OpenHouse) -> None:
+    impossible = PolicyViolation("network.allowed_domains", "a.example", "nothing", "there is no egress proxy yet")
+    async with house() as home:
+        home.runner._refuses = (impossible,)
+        network = NetworkPolicy(allowed_domains=("a.example",))
+        policy = ExecutionPolicy(network=network, resource_limits=ResourceLimits(timeout_seconds=301))
+        with pytest.raises(PolicyRefused) as refused:
+            await home.service.submit(LOCAL_PRINCIPAL, Submission(Command(shell="x"), policy))
+    assert [violation.field for violation in refused.value.violations] == [
+        "network.allowed_domains",
+        "resource_limits.timeout_seconds",
+    ]
+    assert "no egress proxy yet" in str(refused.value)
 
 
 async def test_input_reaches_the_program_in_order_and_ends(house: OpenHouse) -> None:
