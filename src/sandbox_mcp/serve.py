@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     await web.ready.wait()
                     port = int(listener.getsockname()[1])
                     _log.info("Listening", url=f"http://{_shown(settings.host)}:{port}{MCP_PATH}", auth=bool(tokens))
+                    _settle_memory()
                     task_status.started(port)
                     await stop.asked.wait()
                     was_busy = sandbox.supervisor.running > 0
@@ -133,6 +135,12 @@ async def run_stdio(settings: Settings) -> None:
                 await server.run(incoming, outgoing, server.create_initialization_options())
                 tasks.cancel_scope.cancel()
     _log.info("Stopped")
+
+
+def _settle_memory() -> None:
+    """Take what the start made out of the garbage collector's sight: it lives as long as the process (gc.freeze)."""
+    gc.collect()
+    gc.freeze()
 
 
 def _server_for(sandbox: Sandbox, settings: Settings) -> SandboxServer:
