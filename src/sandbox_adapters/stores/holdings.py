@@ -55,9 +55,16 @@ class Holdings:
         Args:
             by_bytes: whether the most is measured in bytes or in executions.
         """
-        firsts = [
-            (holding.size_bytes if by_bytes else holding.executions, first)
+        candidates = [
+            (holding, first)
             for holding in self._of.values()
             if (first := next((each for each in holding.finished if each != spare), None)) is not None
         ]
-        return max(firsts)[1] if firsts else None
+        if not candidates:
+            return None
+        # Of two that hold as much, the one with more that nobody waits for any more.
+        _, first = max(
+            candidates,
+            key=lambda each: (each[0].size_bytes if by_bytes else each[0].executions, len(each[0].finished)),
+        )
+        return first
