@@ -41,7 +41,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}/mcp"
 
     def health(self) -> httpx2.Response:
-        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=5)
+        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=20)
 
     def running(self) -> int:
         return int(self.health().json()["running"])
