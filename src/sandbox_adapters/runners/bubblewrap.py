@@ -211,7 +211,7 @@ class BubblewrapRunner:
             limits = launch.policy.resource_limits
             # Inside, the sandbox's pid 1 is counted too.
             inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes + 1 + self._slack
-            tree_memory_bytes, tree_processes = self._walls.tree_limits(limits)
+            tree_memory_bytes, tree_processes, tree_cpu_seconds = self._walls.tree_limits(limits)
             request = RunRequest(
                 bwrap=program.path,
                 command=tuple(self._view.argv(launch.command)),
@@ -219,6 +219,7 @@ class BubblewrapRunner:
                 processes_inside=inside,
                 tree_memory_bytes=tree_memory_bytes,
                 tree_processes=tree_processes,
+                tree_cpu_seconds=tree_cpu_seconds,
                 limits=tuple(self._rlimits(limits)),
             )
             process = BubblewrapProcess(number, link, launch, self._isolation(limits, uid, program), pipes)

@@ -77,20 +77,31 @@ class Walls:
         """True when the processes of a whole tree are counted and bounded."""
         return "pids" in self._version
 
-    def tree_limits(self, limits: ResourceLimits) -> tuple[int, int]:
-        """Return the bytes of memory and the processes for a command's cgroup; -1 for what is not bounded there."""
-        memory, processes = limits.max_memory_mb, limits.max_processes
+    @property
+    def bounds_cpu_time(self) -> bool:
+        """True when the CPU time of a whole tree is counted and bounded."""
+        return self.cgroups.counts_cpu_time
+
+    def tree_limits(self, limits: ResourceLimits) -> tuple[int, int, int]:
+        """Return the bytes of memory, the processes and the seconds of CPU time that a command's cgroup may have.
+
+        -1 for what is not bounded there.
+        """
+        memory, processes, cpu = limits.max_memory_mb, limits.max_processes, limits.max_cpu_seconds
         return (
             -1 if memory is None or not self.bounds_memory else memory * _MIB + _OWN_MEMORY_BYTES,
             -1 if processes is None or not self.bounds_processes else processes + OWN_PROCESSES,
+            -1 if cpu is None or not self.bounds_cpu_time else cpu,
         )
 
     def mechanisms(self, limits: ResourceLimits) -> dict[str, str]:
         """Return limit -> what holds it for the whole tree, for the limits that a cgroup holds."""
-        memory, processes = self.tree_limits(limits)
+        memory, processes, cpu = self.tree_limits(limits)
         held = {}
         if memory >= 0:
             held["max_memory_mb"] = f"cgroup v{self._version['memory']}, whole tree; rlimit_data, per process"
         if processes >= 0:
             held["max_processes"] = f"cgroup v{self._version['pids']}, whole tree; rlimit_nproc"
+        if cpu >= 0:
+            held["max_cpu_seconds"] = "CPU time of the cgroup, whole tree; rlimit_cpu, per process"
         return held

@@ -126,7 +126,16 @@ class TestUsage:
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_what_a_kernel_does_not_tell_is_unknown(self, tmp_path: Path, version: int) -> None:
-        assert Leaf([Branch(version, EVERY, str(tmp_path))]).usage() == TreeUsage()
+        leaf = Leaf([Branch(version, EVERY, str(tmp_path))])
+        assert leaf.usage() == TreeUsage()
+        assert leaf.cpu_seconds() is None
+
+    def test_cpu_time_is_read_where_it_is_counted(self, tmp_path: Path) -> None:
+        second = folder(tmp_path / "2", cpu__stat="usage_usec 3000000\nuser_usec 2000000\nsystem_usec 1000000\n")
+        first = folder(tmp_path / "1", cpuacct__usage_user="250000000\n", cpuacct__usage_sys="500000000\n")
+        assert Leaf([Branch(2, frozenset(), str(second))]).cpu_seconds() == 3.0
+        assert Leaf([Branch(1, frozenset({"pids", "cpuacct"}), str(first))]).cpu_seconds() == 0.75
+        assert Leaf([Branch(1, frozenset({"pids"}), str(first))]).cpu_seconds() is None
 
 
 def test_directory_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> None:

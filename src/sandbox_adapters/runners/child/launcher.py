@@ -21,6 +21,7 @@ import socket
 
 from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
 from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
+from .cpu_watch import CpuWatch
 from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, parent_of, prctl, reset_signals, send_signal
 from .leaves import Leaves, branch_of, limit
@@ -52,6 +53,7 @@ class Launcher:
         self._unsent: list[bytes] = []
         self._blocked: dict[int, Job] = {}
         self._reaped_early: dict[int, resource.struct_rusage] = {}
+        self._cpu = CpuWatch()
         self._poll = select.epoll()
         self._ready = ReadyChildren(ready_children, leaves, self._settings, self._poll)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -66,7 +68,8 @@ class Launcher:
             wanted = any(job.terminate_wanted for job in self._jobs.values())
             has_chores = not self._ready.attaching and (self._ready.lacking or self._leaves.discarded)
             quiet = _QUIET_SECONDS if self._ready or not self._ready.lacking else _SHORTLY_SECONDS
-            happened = self._poll.poll(_POLL_PAYLOAD_SECONDS if wanted else quiet if has_chores else -1)
+            patience = _POLL_PAYLOAD_SECONDS if wanted else quiet if has_chores else -1
+            happened = self._poll.poll(self._cpu.sooner(patience))
             if has_chores and not happened:
                 self._leaves.tidy()
                 if self._ready.lacking:
@@ -81,6 +84,8 @@ class Launcher:
                 elif not self._ready.attached(descriptor):
                     self._unblock(descriptor)
             self._reap()
+            for number in self._cpu.over():
+                self._kill(self._jobs[number])
             if wanted:
                 for job in self._jobs.values():
                     if job.terminate_wanted:
@@ -151,6 +156,8 @@ class Launcher:
         os.close(passed[FILTER_FD])
         job = Job(number, pid, status_read, block_write, request.processes_inside, leaf)
         self._jobs[number] = self._by_outer[pid] = job
+        if leaf is not None and request.tree_cpu_seconds >= 0:
+            self._cpu.watch(number, leaf, request.tree_cpu_seconds)
         if block_write >= 0:
             os.close(passed[-1])
             self._blocked[status_read] = job
@@ -298,6 +305,7 @@ class Launcher:
         self._close_block(job)
         os.close(job.status_fd)
         del self._jobs[job.number]
+        self._cpu.forget(job.number)
         if not self._jobs:
             self._reaped_early.clear()
         flags = FLAG_EXECUTED if job.executed else 0

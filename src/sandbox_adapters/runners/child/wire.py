@@ -12,10 +12,10 @@ OP_RUN, OP_TERMINATE, OP_KILL = b"R", b"T", b"K"
 
 COMMAND = struct.Struct("=cQ")
 """Every packet to the launcher: operation, job."""
-RUN = struct.Struct("=qqqqB")
+RUN = struct.Struct("=qqqqqB")
 """Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
-(-1: no limit set inside), bytes of memory and number of processes that the job's cgroup allows (-1: no limit), number
-of LIMITs that follow; then bwrap's path and the command, NUL separated.
+(-1: no limit set inside), bytes of memory, number of processes and seconds of CPU time that the job's cgroup may have
+(-1: no limit), number of LIMITs that follow; then bwrap's path and the command, NUL separated.
 Four descriptors come along: stdin, stdout, stderr, bwrap's options."""
 LIMIT = struct.Struct("=iQQ")
 """Resource (setrlimit(2)), soft limit, hard limit."""
@@ -40,6 +40,7 @@ class RunRequest:
     processes_inside: int
     tree_memory_bytes: int
     tree_processes: int
+    tree_cpu_seconds: int
     limits: tuple[tuple[int, int, int], ...]
     bwrap: bytes
     command: tuple[bytes, ...]
@@ -47,16 +48,17 @@ class RunRequest:
     @classmethod
     def parse(cls, packet: bytes) -> RunRequest:
         """Take a packet apart. Raises struct.error."""
-        uid, inside, memory, processes, limit_count = RUN.unpack_from(packet, COMMAND.size)
+        uid, inside, memory, processes, cpu, limit_count = RUN.unpack_from(packet, COMMAND.size)
         offset = COMMAND.size + RUN.size
         end = offset + LIMIT.size * limit_count
         limits = tuple(LIMIT.iter_unpack(packet[offset:end]))
         bwrap, *command = packet[end:].split(b"\0")
-        return cls(uid, inside, memory, processes, limits, bwrap, tuple(command))
+        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command))
 
     def pack(self, number: int) -> bytes:
         """Return the packet for job `number`."""
-        counts = (self.uid, self.processes_inside, self.tree_memory_bytes, self.tree_processes, len(self.limits))
+        tree = (self.tree_memory_bytes, self.tree_processes, self.tree_cpu_seconds)
+        counts = (self.uid, self.processes_inside, *tree, len(self.limits))
         limits = b"".join(LIMIT.pack(*limit) for limit in self.limits)
         return b"".join(
             (COMMAND.pack(OP_RUN, number), RUN.pack(*counts), limits, b"\0".join((self.bwrap, *self.command)))

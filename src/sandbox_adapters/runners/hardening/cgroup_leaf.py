@@ -130,6 +130,14 @@ class Leaf:
             system_seconds=values.get("system"),
         )
 
+    def cpu_seconds(self) -> float | None:
+        """Return the CPU time of every process that is or was in the leaf; None where nothing here counts it."""
+        for branch in self._branches:
+            found = _cpu_v2(branch.directory) if branch.version == 2 else _cpu_v1(branch)
+            if len(found) == 2:
+                return sum(found.values())
+        return None
+
     def kill(self) -> None:
         """SIGKILL to every process, also those being forked right now. They may take a moment to be gone."""
         if not self.kill_at_once():
@@ -247,10 +255,7 @@ def _usage_v1(branch: Branch) -> dict[str, int | float]:
         found |= _keyed(f"{folder}/memory.oom_control", {"oom_kill": "oom_kill"})
     if "pids" in branch.controllers:
         found |= _pids(folder)
-    if "cpuacct" in branch.controllers:
-        found |= _number(f"{folder}/cpuacct.usage_user", "user", 1e-9)
-        found |= _number(f"{folder}/cpuacct.usage_sys", "system", 1e-9)
-    return found
+    return found | _cpu_v1(branch)
 
 
 def _usage_v2(branch: Branch) -> dict[str, int | float]:
@@ -261,9 +266,20 @@ def _usage_v2(branch: Branch) -> dict[str, int | float]:
         found |= _keyed(f"{folder}/memory.events", {"oom_kill": "oom_kill"})
     if "pids" in branch.controllers:
         found |= _pids(folder)
-    # Counted in every cgroup of version 2, also without the cpu controller.
-    found |= _keyed(f"{folder}/cpu.stat", {"user_usec": "user", "system_usec": "system"}, 1e-6)
-    return found
+    return found | _cpu_v2(folder)
+
+
+def _cpu_v1(branch: Branch) -> dict[str, int | float]:
+    if "cpuacct" not in branch.controllers:
+        return {}
+    folder = branch.directory
+    user = _number(f"{folder}/cpuacct.usage_user", "user", 1e-9)
+    return user | _number(f"{folder}/cpuacct.usage_sys", "system", 1e-9)
+
+
+def _cpu_v2(folder: str) -> dict[str, int | float]:
+    """Counted in every cgroup of version 2, also without the cpu controller (kernels since 4.15)."""
+    return _keyed(f"{folder}/cpu.stat", {"user_usec": "user", "system_usec": "system"}, 1e-6)
 
 
 def _pids(folder: str) -> dict[str, int | float]:

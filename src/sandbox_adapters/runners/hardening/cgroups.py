@@ -48,6 +48,10 @@ class Cgroups:
         """Name of a controller -> version of the hierarchy that has it."""
         self.can_kill = any(branch.version == 2 for branch in branches)
         """True when a leaf is in version 2, which ends a whole tree with one write."""
+        self.counts_cpu_time = any(
+            "cpuacct" in branch.controllers or os.path.exists(f"{branch.directory}/cpu.stat") for branch in branches
+        )
+        """True when `Leaf.cpu_seconds` knows."""
         self.problems = MappingProxyType(dict(problems))
         """Directory -> why it could not be used."""
 
@@ -160,7 +164,8 @@ def _delegated(directory: str) -> bool:
 def _open_branch(base: str, hierarchy: Hierarchy, wanted: frozenset[str]) -> tuple[Branch, int]:
     directory, lock = _make_locked(base)
     try:
-        controllers = hierarchy.controllers & wanted
+        # Where it comes along with what is wanted, counting CPU time costs nothing.
+        controllers = hierarchy.controllers & (wanted | {"cpuacct"})
         if hierarchy.version == 2:
             controllers = _enable(directory, _enable(base, wanted))
     except OSError:
