@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
 from ..hardening.cgroup_leaf import Leaf, TreeUsage  # noqa: TID252 - see child/__init__.py
-from .kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, close_from, prctl
+from .inside import Preparation
+from .kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, children, close_from, parent_of, prctl, send_signal
 from .wire import RunRequest
 
 OPTIONS_FD, STATUS_FD, FILTER_FD, BLOCK_FD = 3, 4, 5, 6
@@ -50,6 +51,10 @@ class Job:
     system_seconds: float = 0.0
     max_rss_kib: int = -1
     terminate_wanted: bool = False
+    preparation: Preparation | None = None
+    helper: int = 0
+    failure: str = ""
+    """Why the command must never run; it is answered as one that could not be started."""
 
     @property
     def over(self) -> bool:
@@ -69,6 +74,42 @@ class Job:
         user = self.user_seconds if tree.user_seconds is None else tree.user_seconds
         system = self.system_seconds if tree.system_seconds is None else tree.system_seconds
         return user, system, self.max_rss_kib, memory, oom_kills, processes, refused
+
+    @property
+    def is_init(self) -> bool:
+        """True while `init` is what it was: bwrap's child."""
+        return parent_of(self.init) == self.outer
+
+    def terminate(self) -> None:
+        """SIGTERM to the payload's process group; wanted again shortly while there is no payload yet."""
+        self.terminate_wanted = False
+        if self.wait_status is not None:
+            return
+        self.read_status()
+        if not self.init:
+            self.terminate_wanted = True
+            return
+        if not self.is_init:
+            return
+        payload = next(iter(children(self.init)), 0)
+        if not payload:
+            self.terminate_wanted = True
+            return
+        try:
+            # bwrap's pid 1 is in the same group and, as an init without a handler, ignores it (pid_namespaces(7)).
+            os.killpg(os.getpgid(payload), signal.SIGTERM)
+        except (ProcessLookupError, PermissionError):
+            self.terminate_wanted = True
+
+    def kill(self) -> None:
+        """SIGKILL to whatever of the tree is known."""
+        if self.wait_status is None:
+            send_signal(self.outer, signal.SIGKILL)
+        for pid in self.waiting_for:
+            send_signal(pid, signal.SIGKILL)
+        if self.leaf is not None and not self.over:
+            # Last, as it may have to wait for a process that is just being moved into its cgroup.
+            self.leaf.kill_at_once()
 
     def count(self, usage: resource.struct_rusage) -> None:
         """Add what a reaped process and its reaped children used."""

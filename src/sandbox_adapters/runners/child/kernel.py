@@ -24,6 +24,13 @@ def prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def setns(descriptor: int) -> None:
+    """Enter a namespace (setns(2)). Raises OSError."""
+    if _libc.setns(descriptor, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def children(pid: int = 0) -> list[int]:
     """Return the pids of a process's children; its own without an argument. One thread is all such a process has."""
     pid = pid or os.getpid()

@@ -21,13 +21,25 @@ import socket
 
 from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
 from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
+from . import inside
 from .cpu_watch import CpuWatch
+from .inside import Preparation
 from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
-from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, parent_of, prctl, reset_signals, send_signal
+from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, prctl, reset_signals, send_signal
 from .leaves import Leaves, branch_of, limit
 from .ready_children import ReadyChildren
 from .remove_tree import remove_tree
-from .wire import ANSWER, COMMAND, FLAG_EXECUTED, OP_KILL, OP_RUN, STATUS_NOT_STARTED, RunRequest, receive_packet
+from .wire import (
+    ANSWER,
+    COMMAND,
+    FLAG_EXECUTED,
+    JOB_DESCRIPTORS,
+    OP_KILL,
+    OP_RUN,
+    STATUS_NOT_STARTED,
+    RunRequest,
+    receive_packet,
+)
 
 _RESERVED_BELOW = 10
 _POLL_PAYLOAD_SECONDS = 0.002
@@ -50,6 +62,7 @@ class Launcher:
         self._settings = Settings(os.getpid(), landlock.make_ruleset(scopes) if scopes.scopes else -1)
         self._jobs: dict[int, Job] = {}
         self._by_outer: dict[int, Job] = {}
+        self._by_helper: dict[int, Job] = {}
         self._unsent: list[bytes] = []
         self._blocked: dict[int, Job] = {}
         self._reaped_early: dict[int, resource.struct_rusage] = {}
@@ -85,11 +98,11 @@ class Launcher:
                     self._unblock(descriptor)
             self._reap()
             for number in self._cpu.over():
-                self._kill(self._jobs[number])
+                self._jobs[number].kill()
             if wanted:
                 for job in self._jobs.values():
                     if job.terminate_wanted:
-                        self._terminate(job)
+                        job.terminate()
 
     def end_everything(self) -> None:
         """Kill and reap every process, in bounded time."""
@@ -127,13 +140,14 @@ class Launcher:
                         os.close(descriptor)
             elif (job := self._jobs.get(number)) is not None:
                 if operation == OP_KILL:
-                    self._kill(job)
+                    job.kill()
                 else:
-                    self._terminate(job)
+                    job.terminate()
 
     def _start(self, number: int, packet: bytes, descriptors: list[int]) -> None:
         request = RunRequest.parse(packet)
-        passed = list(descriptors)
+        passed = descriptors[:JOB_DESCRIPTORS]
+        preparation: Preparation | None = None
         opened: list[int] = []
         try:
             status_read, status_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -142,7 +156,9 @@ class Launcher:
             opened.append(os.open(self._filter, os.O_RDONLY | os.O_CLOEXEC))
             passed += [status_write, opened[-1]]
             block_write = -1
-            if request.processes_inside >= 0:
+            if request.proxy_port:
+                preparation = Preparation(request.uid, request.proxy_port, os.dup(descriptors[-1]))
+            if request.processes_inside >= 0 or preparation is not None:
                 block_read, block_write = os.pipe2(os.O_CLOEXEC)
                 opened += [block_read, block_write]
                 passed.append(block_read)
@@ -150,11 +166,13 @@ class Launcher:
         except OSError as error:
             for descriptor in opened:
                 os.close(descriptor)
+            if preparation is not None:
+                preparation.close()
             self._answer_failure(number, f"cannot start a process: {error.strerror}")
             return
         os.close(passed[STATUS_FD])
         os.close(passed[FILTER_FD])
-        job = Job(number, pid, status_read, block_write, request.processes_inside, leaf)
+        job = Job(number, pid, status_read, block_write, request.processes_inside, leaf, preparation=preparation)
         self._jobs[number] = self._by_outer[pid] = job
         if leaf is not None and request.tree_cpu_seconds >= 0:
             self._cpu.watch(number, leaf, request.tree_cpu_seconds)
@@ -189,66 +207,64 @@ class Launcher:
         return pid
 
     def _unblock(self, status_fd: int) -> None:
-        """Bound the processes inside, once pid 1 exists, and let bwrap go on to the command.
-
-        Set before bwrap, the limit would count every process of the server's user; inside the new user namespace it
-        counts the sandbox's own.
-        """
+        """Once pid 1 exists, prepare its sandbox, and let bwrap go on to the command."""
         job = self._blocked.get(status_fd)
         if job is None:
             return
         job.read_status()
         if not job.init:
             return
+        self._stop_watching(job)
+        if job.preparation is None:
+            self._let_go(job)
+            return
+        try:
+            job.helper = inside.start(job.init, job.outer, job.preparation.uid, job.preparation.work)
+        except OSError as error:
+            self._give_up(job, f"it could not be prepared: {error.strerror}")
+        else:
+            self._by_helper[job.helper] = job
+        job.preparation.close()
+
+    def _helper_ended(self, job: Job, status: int) -> None:
+        job.helper = 0
+        if job.wait_status is not None:
+            self._finish_if_over(job)
+        elif failure := inside.failure(status):
+            self._give_up(job, failure)
+        else:
+            self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
+        """Bound the processes inside and start the command.
+
+        Set before bwrap, the limit would count every process of the server's user; inside the new user namespace it
+        counts the sandbox's own.
+        """
         limit = job.processes_inside
         try:
-            if self._is_init(job):
-                resource.prlimit(job.init, resource.RLIMIT_NPROC, (limit, limit))
+            if job.is_init:
+                if limit >= 0:
+                    resource.prlimit(job.init, resource.RLIMIT_NPROC, (limit, limit))
                 os.write(job.block_fd, b"\0")
-        except OSError:
-            # It died, or the limit cannot be set: never run without it.
-            self._kill(job)
-        self._close_block(job)
+                self._close_block(job)
+        except OSError as error:
+            self._give_up(job, f"its processes could not be bounded: {error.strerror}")
+
+    def _give_up(self, job: Job, reason: str) -> None:
+        """End a job whose command must not run. The block stays: bwrap would go on when it is closed."""
+        job.failure = reason
+        job.kill()
+
+    def _stop_watching(self, job: Job) -> None:
+        if self._blocked.pop(job.status_fd, None) is not None:
+            self._poll.unregister(job.status_fd)
 
     def _close_block(self, job: Job) -> None:
+        self._stop_watching(job)
         if job.block_fd >= 0:
             os.close(job.block_fd)
             job.block_fd = -1
-            self._poll.unregister(job.status_fd)
-            del self._blocked[job.status_fd]
-
-    def _terminate(self, job: Job) -> None:
-        """SIGTERM to the payload's process group; tried again shortly while there is no payload yet."""
-        job.terminate_wanted = False
-        if job.wait_status is not None:
-            return
-        job.read_status()
-        if not job.init:
-            job.terminate_wanted = True
-            return
-        if not self._is_init(job):
-            return
-        payload = next(iter(children(job.init)), 0)
-        if not payload:
-            job.terminate_wanted = True
-            return
-        try:
-            # bwrap's pid 1 is in the same group and, as an init without a handler, ignores it (pid_namespaces(7)).
-            os.killpg(os.getpgid(payload), signal.SIGTERM)
-        except (ProcessLookupError, PermissionError):
-            job.terminate_wanted = True
-
-    def _is_init(self, job: Job) -> bool:
-        return parent_of(job.init) == job.outer
-
-    def _kill(self, job: Job) -> None:
-        if job.wait_status is None:
-            send_signal(job.outer, signal.SIGKILL)
-        for pid in job.waiting_for:
-            send_signal(pid, signal.SIGKILL)
-        if job.leaf is not None and not job.over:
-            # Last, as it may have to wait for a process that is just being moved into its cgroup.
-            job.leaf.kill_at_once()
 
     def _reap(self) -> None:
         while True:
@@ -261,6 +277,8 @@ class Launcher:
             job = self._by_outer.pop(pid, None)
             if job is not None:
                 self._outer_ended(job, status, usage)
+            elif (job := self._by_helper.pop(pid, None)) is not None:
+                self._helper_ended(job, status)
             elif not self._ready.ended(pid):
                 self._orphan_ended(pid, usage)
 
@@ -280,11 +298,11 @@ class Launcher:
         else:
             # bwrap died between its fork and its report: whatever is here and was not forked here was its child.
             known = {pid for other in self._jobs.values() for pid in other.waiting_for}
-            known |= self._by_outer.keys() | self._ready.pids
+            known |= self._by_outer.keys() | self._by_helper.keys() | self._ready.pids
             job.waiting_for.update(pid for pid in children() if pid not in known)
             if job.leaf is not None:
                 job.leaf.kill_at_once()
-        for pid in job.waiting_for:
+        for pid in (*job.waiting_for, *filter(None, [job.helper])):
             send_signal(pid, signal.SIGKILL)
         self._finish_if_over(job)
 
@@ -300,16 +318,21 @@ class Launcher:
                 self._finish_if_over(job)
 
     def _finish_if_over(self, job: Job) -> None:
-        if not job.over:
+        if not job.over or job.helper:
             return
         self._close_block(job)
+        if job.preparation is not None:
+            job.preparation.close()
         os.close(job.status_fd)
         del self._jobs[job.number]
         self._cpu.forget(job.number)
         if not self._jobs:
             self._reaped_early.clear()
         flags = FLAG_EXECUTED if job.executed else 0
-        self._send(ANSWER.pack(job.number, job.wait_status, flags, *job.usage()))
+        if job.failure:
+            self._answer_failure(job.number, job.failure)
+        else:
+            self._send(ANSWER.pack(job.number, job.wait_status, flags, *job.usage()))
         self._leaves.discard(job.leaf)
         if self._leaves.discarded > _MOST_DISCARDED:
             self._leaves.tidy()

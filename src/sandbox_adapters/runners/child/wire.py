@@ -12,11 +12,13 @@ OP_RUN, OP_TERMINATE, OP_KILL = b"R", b"T", b"K"
 
 COMMAND = struct.Struct("=cQ")
 """Every packet to the launcher: operation, job."""
-RUN = struct.Struct("=qqqqqB")
+RUN = struct.Struct("=qqqqqHB")
 """Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
 (-1: no limit set inside), bytes of memory, number of processes and seconds of CPU time that the job's cgroup may have
-(-1: no limit), number of LIMITs that follow; then bwrap's path and the command, NUL separated.
-Four descriptors come along: stdin, stdout, stderr, bwrap's options."""
+(-1: no limit), port of 127.0.0.1 inside where a proxy is to be reached (0: none), number of LIMITs that follow; then
+bwrap's path and the command, NUL separated.
+Four descriptors come along: stdin, stdout, stderr, bwrap's options; with a port a fifth, the AF_UNIX socket that the
+listener made inside is sent to (`inside.LISTENER_MADE`)."""
 LIMIT = struct.Struct("=iQQ")
 """Resource (setrlimit(2)), soft limit, hard limit."""
 ANSWER = struct.Struct("=QiBddqqqqq")
@@ -29,7 +31,7 @@ FLAG_EXECUTED = 1
 
 STATUS_NOT_STARTED = -1
 MAX_PACKET_BYTES = 1 << 19
-RUN_DESCRIPTORS = 4
+JOB_DESCRIPTORS, RUN_DESCRIPTORS = 4, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +46,24 @@ class RunRequest:
     limits: tuple[tuple[int, int, int], ...]
     bwrap: bytes
     command: tuple[bytes, ...]
+    proxy_port: int = 0
 
     @classmethod
     def parse(cls, packet: bytes) -> RunRequest:
         """Take a packet apart. Raises struct.error."""
-        uid, inside, memory, processes, cpu, limit_count = RUN.unpack_from(packet, COMMAND.size)
+        uid, inside, memory, processes, cpu, proxy_port, limit_count = RUN.unpack_from(packet, COMMAND.size)
         offset = COMMAND.size + RUN.size
         end = offset + LIMIT.size * limit_count
         limits = tuple(LIMIT.iter_unpack(packet[offset:end]))
         bwrap, *command = packet[end:].split(b"\0")
-        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command))
+        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command), proxy_port)
 
     def pack(self, number: int) -> bytes:
         """Return the packet for job `number`."""
         tree = (self.tree_memory_bytes, self.tree_processes, self.tree_cpu_seconds)
-        counts = (self.uid, self.processes_inside, *tree, len(self.limits))
+        numbers = RUN.pack(self.uid, self.processes_inside, *tree, self.proxy_port, len(self.limits))
         limits = b"".join(LIMIT.pack(*limit) for limit in self.limits)
-        return b"".join(
-            (COMMAND.pack(OP_RUN, number), RUN.pack(*counts), limits, b"\0".join((self.bwrap, *self.command)))
-        )
+        return b"".join((COMMAND.pack(OP_RUN, number), numbers, limits, b"\0".join((self.bwrap, *self.command))))
 
 
 def receive_packet(channel: socket.socket, most_descriptors: int = RUN_DESCRIPTORS) -> tuple[bytes, list[int]]:
