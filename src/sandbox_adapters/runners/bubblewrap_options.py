@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sandbox_adapters.runners.environment import base_environment
-from sandbox_adapters.runners.runtime_directory import shown_directories
+from sandbox_adapters.runners.runtime_directory import empty_directory, shown_directories
 from sandbox_adapters.runners.spare_script import script_for
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.policy import WORKSPACE, inside_sandbox, path_within
@@ -108,6 +108,7 @@ def check_destinations(options: Iterable[str]) -> None:
 
 
 def _file_system(etc: Path, read_only_paths: Sequence[str]) -> tuple[str, ...]:
+    empty = empty_directory(etc)
     options = ["--ro-bind", "/usr", "/usr"]
     for name in _TOP_DIRECTORIES:
         path = f"/{name}"
@@ -118,7 +119,9 @@ def _file_system(etc: Path, read_only_paths: Sequence[str]) -> tuple[str, ...]:
     options += ["--ro-bind", str(etc), "/etc"]
     for path in (*shown_directories(etc), *read_only_paths):
         options += ["--ro-bind", path, path]
-    options += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+    # Pid 1 is bwrap, outside whose file can be changed through its `exe` by who owns it, an unprivileged server's uid
+    # (a mount's being read-only is that of where a magic link leads). Read-only, /proc keeps `mem` and oom scores too.
+    options += ["--proc", "/proc", "--ro-bind", str(empty), "/proc/1", "--remount-ro", "/proc", "--dev", "/dev"]
     check_destinations(options)
     return tuple(options)
 

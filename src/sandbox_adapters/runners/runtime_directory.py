@@ -39,6 +39,11 @@ _ETC_PATTERNS = ("java-*-openjdk", "python3*")
 """What ordinary programs read and is the same on every machine of a distribution; no keys, no accounts."""
 
 
+def empty_directory(etc: Path) -> Path:
+    """Return the directory beside the /etc made by `make_etc` that is shown instead of what must not be seen."""
+    return etc.with_name("empty")
+
+
 def shown_directories(etc: Path) -> list[str]:
     """Return the host's directories that are mounted over empty ones in the /etc made by `make_etc`."""
     return [f"/etc/{name}" for name in _ETC_SHOWN if (etc / name).is_dir()]
@@ -95,6 +100,8 @@ class RuntimeDirectory:
         """Write the /etc that sandboxes see and return its path."""
         etc = Path(self.path, "etc")
         etc.mkdir()
+        empty_directory(etc).mkdir()
+        _open_up(empty_directory(etc))
         for name in _ETC_COPIED:
             _copy(Path("/etc", name), etc / name)
         for pattern in _ETC_PATTERNS:
