@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sandbox_core.domain.errors import InvalidArgument
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
 
 PolicyDict = dict[str, dict[str, Any]]
 """Section -> field in snake_case -> the JSON value that was given (None included)."""
@@ -37,6 +37,7 @@ _SECTIONS: Mapping[str, frozenset[str]] = {
     "network": frozenset(item.name for item in fields(NetworkPolicy)),
     "filesystem": frozenset(item.name for item in fields(FilesystemPolicy)),
     LIMITS: frozenset(item.name for item in fields(ResourceLimits)),
+    "isolation": frozenset(item.name for item in fields(IsolationPolicy)),
 }
 _TOP = frozenset((*_SECTIONS, *TOP_LEVEL_LIMITS))
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -48,9 +49,12 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "allowed_domains": "Names it may reach, e.g. example.com or *.example.com.",
     "denied_domains": "Names it may not reach; they win over allowed_domains.",
     "filesystem": "Paths, absolute or relative to the workspace. Denials win over grants.",
+    "allow_read": "Host paths it may read beside what every program sees.",
     "deny_read": "Paths it may not read.",
     "allow_write": "Paths it may write beside its private workspace.",
     "deny_write": "Paths it may not write.",
+    "isolation": "The least isolation to accept.",
+    "require": "Layers that must be applied, e.g. seccomp; refused where one is not. get_capabilities names them.",
     LIMITS: "Upper bounds. A field left out gets the server's default; asking over the server's ceiling is refused.",
     "max_memory_mb": "Memory, MiB: of all processes where cgroups hold it, else of each.",
     "max_cpu_seconds": "CPU time of each process, seconds.",

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
 from sandbox_core.domain.command import Command
+from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import InvalidArgument, StoredDataCorrupt
 from sandbox_core.domain.events import EventDraft, EventKind
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, Principal, SessionId, new_execution_id
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
 
 _AT = datetime(2026, 1, 1, tzinfo=UTC)
 _TIMES = st.datetimes(
@@ -107,7 +108,12 @@ def test_any_json_in_any_place_of_a_line_is_read_or_corrupt(value: object, key: 
     policy=st.builds(
         ExecutionPolicy,
         network=st.builds(NetworkPolicy, st.lists(_NAMED, max_size=2).map(tuple)),
-        filesystem=st.builds(FilesystemPolicy, allow_write=st.lists(_NAMED, max_size=2).map(tuple)),
+        filesystem=st.builds(
+            FilesystemPolicy,
+            allow_read=st.lists(_NAMED, max_size=2).map(tuple),
+            allow_write=st.lists(_NAMED, max_size=2).map(tuple),
+        ),
+        isolation=st.builds(IsolationPolicy, st.lists(_NAMED, max_size=2).map(tuple)),
         resource_limits=st.builds(
             ResourceLimits,
             max_memory_mb=_COUNTS,
@@ -122,7 +128,11 @@ def test_any_json_in_any_place_of_a_line_is_read_or_corrupt(value: object, key: 
         exit_code=st.none() | st.integers(0, 255),
         signal=st.none() | st.integers(1, 64),
         message=st.none() | _TEXT,
-        usage=st.builds(ResourceUsage, st.floats(0, 1e9), stdout_bytes=st.integers(0, 1 << 60)),
+        usage=st.builds(
+            ResourceUsage, st.floats(0, 1e9), stdout_bytes=st.integers(0, 1 << 60), network_sent_bytes=_COUNTS
+        ),
+        denials=st.lists(st.builds(Denial, st.sampled_from(DenialKind), _TEXT, _TEXT, _TEXT), max_size=2).map(tuple),
+        denials_omitted=st.integers(0, 1 << 60),
     ),
     at=_TIMES,
 )
@@ -137,6 +147,31 @@ def test_any_execution_comes_back(
     if outcome is not None:
         final = running.apply(running.finish(outcome, at))
         assert decode_execution(encode_execution(final), execution.id) == final
+
+
+_WRITTEN_BY_VERSION_1 = (
+    b'{"v":1,"execution":{"id":"01JGFJJZ000000000000000000","principal":"local","session_id":null,'
+    b'"command":{"argv":["true"],"shell":null,"working_directory":null,"environment":{},"stdin":"",'
+    b'"interactive":false},"policy":{"network":{"allowed_domains":[],"denied_domains":[]},"filesystem":'
+    b'{"deny_read":["x"],"allow_write":[],"deny_write":[]},"resource_limits":{"max_memory_mb":7}},'
+    b'"created_at":"2026-01-01T00:00:00Z","status":"completed","node":"n","started_at":"2026-01-01T00:00:00Z",'
+    b'"ended_at":"2026-01-01T00:00:01Z","isolation":null,"outcome":{"reason":"exited","exit_code":3,"signal":null,'
+    b'"message":null,"usage":{"wall_seconds":1.0,"stdout_bytes":2}}}}'
+)
+
+
+def test_what_version_1_wrote_is_still_read() -> None:
+    execution = decode_execution(_WRITTEN_BY_VERSION_1, "01JGFJJZ000000000000000000")
+    assert execution.outcome == Outcome(
+        TerminationReason.EXITED, exit_code=3, usage=ResourceUsage(wall_seconds=1.0, stdout_bytes=2)
+    )
+    assert execution.policy.filesystem == FilesystemPolicy(deny_read=("x",))
+    assert json.loads(encode_execution(execution))["v"] == 2
+
+
+def test_a_version_of_the_future_is_corrupt() -> None:
+    with pytest.raises(StoredDataCorrupt):
+        decode_execution(_WRITTEN_BY_VERSION_1.replace(b'"v":1', b'"v":3'), "01JGFJJZ000000000000000000")
 
 
 def test_what_no_json_can_hold_is_refused_when_it_is_written() -> None:

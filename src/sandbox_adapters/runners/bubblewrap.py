@@ -99,6 +99,7 @@ class BubblewrapRunner:
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
+        self._layers: tuple[str, ...] = LAYERS
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}
         self._uids: set[int] = set()
@@ -128,6 +129,7 @@ class BubblewrapRunner:
                 stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
                 self._walls = stack.enter_context(Walls())
+                self._layers = (*LAYERS, *self._walls.layers)
             except (OSError, ValueError) as error:
                 raise RunnerUnavailable(
                     self.name, str(error), "Check the settings and the machine's directories."
@@ -154,7 +156,7 @@ class BubblewrapRunner:
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
         """See ProcessRunner."""
-        return bubblewrap_policy.unenforceable(policy, self._readable)
+        return bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""
@@ -288,7 +290,7 @@ class BubblewrapRunner:
             isolated=True,
             network="none",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
-            layers=(*LAYERS, *self._walls.layers),
+            layers=self._layers,
             limits={**held, **self._walls.mechanisms(limits)},
             facts=dict(self._walls.facts),
         )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from sandbox_adapters.runners.bubblewrap_options import WRITABLE
+from sandbox_adapters.runners.required_layers import missing_layers
 from sandbox_core.domain.errors import PolicyViolation
 from sandbox_core.domain.policy import WORKSPACE, ExecutionPolicy, inside_sandbox, path_within
 
@@ -16,8 +17,10 @@ _LEAST_OPEN_FILES = 16
 _WILDCARD = re.compile(r"[*?\[{]")
 
 
-def unenforceable(policy: ExecutionPolicy, readable: Sequence[str]) -> list[PolicyViolation]:
-    """Return the parts that cannot be enforced. `readable` are the roots of all that a command can read.
+def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequence[str]) -> list[PolicyViolation]:
+    """Return the parts that cannot be enforced.
+
+    `readable` are the roots of all that a command can read, `layers` those that every execution has.
 
     A denial of what the sandbox does not have is enforced by its absence.
     """
@@ -37,6 +40,14 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str]) -> list[Poli
                     "this runner cannot hide a path that every command can read",
                 )
             )  # fmt: skip
+    for path in policy.filesystem.allow_read:
+        if path.startswith("~") or not any(path_within(inside_sandbox(path), root) for root in readable):
+            found.append(
+                PolicyViolation(
+                    "filesystem.allow_read", path, ", ".join(readable),
+                    "this runner shows no host path that a request names",
+                )
+            )  # fmt: skip
     for path in policy.filesystem.allow_write:
         if path.startswith("~") or not any(path_within(inside_sandbox(path), root) for root in _GRANTABLE):
             found.append(
@@ -53,6 +64,7 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str]) -> list[Poli
                     "this runner cannot protect a path inside the private workspace",
                 )
             )  # fmt: skip
+    found.extend(missing_layers(policy, layers))
     open_files = policy.resource_limits.max_open_files
     if open_files is not None and open_files < _LEAST_OPEN_FILES:
         found.append(

@@ -24,6 +24,7 @@ from sandbox_adapters.runners.environment import SANDBOX_PATH, base_environment,
 from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.local_process import LocalProcess
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_adapters.runners.required_layers import missing_layers
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
 from sandbox_core.domain.isolation import Isolation
@@ -79,10 +80,11 @@ class LocalRunner:
         await self._stack.aclose()
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
-        """See ProcessRunner: every rule on network and files, and the limits that need a sandbox."""
+        """See ProcessRunner: every rule on network, files and layers, and the limits that need a sandbox."""
         grants = {
             "network.allowed_domains": policy.network.allowed_domains,
             "network.denied_domains": policy.network.denied_domains,
+            "filesystem.allow_read": policy.filesystem.allow_read,
             "filesystem.deny_read": policy.filesystem.deny_read,
             "filesystem.allow_write": policy.filesystem.allow_write,
             "filesystem.deny_write": policy.filesystem.deny_write,
@@ -100,7 +102,7 @@ class LocalRunner:
             value = getattr(policy.resource_limits, name)
             if value is not None:
                 found.append(PolicyViolation(f"resource_limits.{name}", str(value), "no such limit", _REFUSAL))
-        return found
+        return [*found, *missing_layers(policy, ())]
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner."""

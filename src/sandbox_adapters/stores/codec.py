@@ -1,6 +1,7 @@
-"""How stored data is written: one JSON document per execution, one JSON line per event. Version 1.
+"""How stored data is written: one JSON document per execution, one JSON line per event.
 
-An execution is `{"v":1,"execution":{...}}` with the field names of the domain, nulls included.
+An execution is `{"v":2,"execution":{...}}` with the field names of the domain, nulls included. Version 1 is still
+read: it had no denials, no network usage, no `filesystem.allow_read` and no `isolation.require`.
 An event is one line such as `{"v":1,"seq":2,"type":"stdout","ts":"2026-01-01T00:00:00+00:00","data":"ok\\n"}`.
 Bytes are text where they are valid UTF-8, else base64 with `"encoding":"base64"` beside them, so nothing is lost.
 Fields of an event that are for programs stand under `fields`.
@@ -23,11 +24,14 @@ from sandbox_core.domain.errors import InvalidArgument, StoredDataCorrupt
 from sandbox_core.domain.events import EventDraft, EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""Of an execution's document."""
+
+EVENT_VERSION: Final = 1
 
 
 class _Document(TypedDict):
-    v: Literal[1]
+    v: Literal[1, 2]
     stdin_encoding: NotRequired[Literal["base64"]]
     execution: Execution
 
@@ -74,7 +78,7 @@ def decode_execution(raw: bytes, execution_id: str) -> Execution:
 def encode_event(seq: int, draft: EventDraft) -> bytes:
     """Return the line of an event, without a line end. Raises InvalidArgument for fields that no JSON can hold."""
     at = draft.at if draft.at.tzinfo is UTC else draft.at.astimezone(UTC)
-    line: dict[str, Any] = {"v": VERSION, "seq": seq, "type": draft.kind.value, "ts": at.isoformat(), "data": ""}
+    line: dict[str, Any] = {"v": EVENT_VERSION, "seq": seq, "type": draft.kind.value, "ts": at.isoformat(), "data": ""}
     try:
         line["data"] = draft.data.decode()
     except UnicodeDecodeError:
@@ -107,7 +111,7 @@ def _problem_of(line: Any, seq: int) -> str | None:
     """Return what is wrong with a decoded line, beyond what its parsers find out."""
     if type(line) is not dict:
         return "it is not an object"
-    if line.get("v") is not VERSION:
+    if line.get("v") is not EVENT_VERSION:
         return f"version {line.get('v')!r} is not known"
     if not line.keys() <= _EVENT_KEYS:
         return f"unknown fields {sorted(line.keys() - _EVENT_KEYS)}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sandbox_core.application.output_log import OutputBuffer
+from sandbox_core.domain.denial import bounded
 from sandbox_core.domain.events import EventDraft, EventKind, FieldValue
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
@@ -42,6 +43,7 @@ def outcome_of(
     """Combine what the runner saw and what the supervisor wanted; the supervisor's reason goes first."""
     reason = exit_.reason if ending is None else ending.reason
     message = exit_.message if ending is None else ending.message
+    denials, more_omitted = bounded(exit_.denials)
     return Outcome(
         reason=reason,
         exit_code=exit_.exit_code,
@@ -59,7 +61,11 @@ def outcome_of(
             dropped_bytes=output.dropped_bytes,
             queued_seconds=round(queued_seconds, 6),
             setup_seconds=round(setup_seconds, 6),
+            network_sent_bytes=exit_.network_sent_bytes,
+            network_received_bytes=exit_.network_received_bytes,
         ),
+        denials=denials,
+        denials_omitted=exit_.denials_omitted + more_omitted,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from sandbox_core.domain.denial import Denial
 from sandbox_core.domain.status import ExecutionStatus
 
 
@@ -66,6 +67,9 @@ class ResourceUsage:
     """The most that the whole tree used at once, with what it kept in its private file systems."""
     peak_processes: int | None = None
     """The most processes and threads that it had at once."""
+    network_sent_bytes: int | None = None
+    """Bytes sent to, and received from, the network through the egress proxy; None without network."""
+    network_received_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,8 @@ class Outcome:
 
     `exit_code` is the code a shell would report (128 + signal for a signal); None when no command ran.
     `signal` is the number of the signal that ended it, else None. `message` explains a reason other than
-    `exited` in one sentence.
+    `exited` in one sentence. `denials` is what the sandbox refused meanwhile, at most MAX_DENIALS different ones;
+    `denials_omitted` counts the refusals beyond them.
     """
 
     reason: TerminationReason
@@ -82,6 +87,8 @@ class Outcome:
     signal: int | None = None
     message: str | None = None
     usage: ResourceUsage = field(default_factory=ResourceUsage)
+    denials: tuple[Denial, ...] = ()
+    denials_omitted: int = 0
 
     @property
     def status(self) -> ExecutionStatus:

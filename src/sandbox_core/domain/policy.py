@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import posixpath
 from dataclasses import dataclass, field, fields
+from itertools import chain
 
 from sandbox_core.domain.errors import InvalidArgument, PolicyRefused, PolicyViolation
 
@@ -37,16 +38,34 @@ class NetworkPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FilesystemPolicy:
-    """Paths: absolute, starting with `~`, or relative to the workspace. Denials win over grants."""
+    """Paths: absolute, starting with `~`, or relative to the workspace. Denials win over grants.
+
+    `allow_read` names host paths to see, read-only, beyond the standard view.
+    """
 
     deny_read: tuple[str, ...] = ()
     allow_write: tuple[str, ...] = ()
     deny_write: tuple[str, ...] = ()
+    allow_read: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_entries("filesystem.allow_read", self.allow_read)
         _check_entries("filesystem.deny_read", self.deny_read)
         _check_entries("filesystem.allow_write", self.allow_write)
         _check_entries("filesystem.deny_write", self.deny_write)
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationPolicy:
+    """The least isolation that is accepted. `require` holds names of `Isolation.layers`, for example `seccomp`.
+
+    What the request, the ceiling and the defaults require adds up; a run that cannot have it all is refused.
+    """
+
+    require: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_entries("isolation.require", self.require)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,7 @@ class ExecutionPolicy:
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
     filesystem: FilesystemPolicy = field(default_factory=FilesystemPolicy)
     resource_limits: ResourceLimits = field(default_factory=ResourceLimits)
+    isolation: IsolationPolicy = field(default_factory=IsolationPolicy)
 
 
 def resolve(request: ExecutionPolicy, *, ceiling: ExecutionPolicy, defaults: ExecutionPolicy) -> ExecutionPolicy:
@@ -103,11 +123,15 @@ def resolve(request: ExecutionPolicy, *, ceiling: ExecutionPolicy, defaults: Exe
             denied_domains=_union(ceiling.network.denied_domains, request.network.denied_domains),
         ),
         filesystem=FilesystemPolicy(
+            allow_read=request.filesystem.allow_read,
             deny_read=_union(ceiling.filesystem.deny_read, request.filesystem.deny_read),
             allow_write=request.filesystem.allow_write,
             deny_write=_union(ceiling.filesystem.deny_write, request.filesystem.deny_write),
         ),
         resource_limits=_resolve_limits(request.resource_limits, ceiling.resource_limits, defaults.resource_limits),
+        isolation=IsolationPolicy(
+            require=_union(ceiling.isolation.require, defaults.isolation.require, request.isolation.require)
+        ),
     )
 
 
@@ -119,6 +143,16 @@ def inside_sandbox(path: str) -> str:
 def path_within(path: str, directory: str) -> bool:
     """True when `path` is `directory` or below it; both absolute and folded."""
     return path == directory or directory == "/" or path.startswith(directory + "/")
+
+
+def path_granted(path: str, granted: str) -> bool:
+    """True when `path` is what was `granted` or below it, both as written in a policy.
+
+    A path that starts with `~` is on the host, so only a grant that starts with `~` covers it.
+    """
+    if path.startswith("~") != granted.startswith("~"):
+        return False
+    return path_within(inside_sandbox(path), inside_sandbox(granted))
 
 
 def domain_covers(pattern: str, name: str) -> bool:
@@ -156,14 +190,22 @@ def _grant_violations(request: ExecutionPolicy, ceiling: ExecutionPolicy) -> lis
         if not any(domain_covers(pattern, name) for pattern in allowed):
             found.append(PolicyViolation("network.allowed_domains", name, ", ".join(allowed) or "no domain"))
     writable = ceiling.filesystem.allow_write
-    for path in request.filesystem.allow_write:
-        if not any(path_within(inside_sandbox(path), inside_sandbox(granted)) for granted in writable):
-            found.append(PolicyViolation("filesystem.allow_write", path, ", ".join(writable) or "no path"))
+    readable = _union(ceiling.filesystem.allow_read, writable)
+    found.extend(_path_violations("filesystem.allow_read", request.filesystem.allow_read, readable))
+    found.extend(_path_violations("filesystem.allow_write", request.filesystem.allow_write, writable))
     return found
 
 
-def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*first, *second)))
+def _path_violations(name: str, asked: tuple[str, ...], granted: tuple[str, ...]) -> list[PolicyViolation]:
+    return [
+        PolicyViolation(name, path, ", ".join(granted) or "no path")
+        for path in asked
+        if not any(path_granted(path, grant) for grant in granted)
+    ]
+
+
+def _union(*entries: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(entries)))
 
 
 def _check_entries(name: str, entries: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sandbox_core.domain.command import Command
+from sandbox_core.domain.denial import Denial
 from sandbox_core.domain.errors import PolicyViolation
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.isolation import Isolation
@@ -59,6 +60,13 @@ class ProcessExit:
     peak_memory_bytes: int | None = None
     peak_processes: int | None = None
     limits_hit: tuple[LimitHit, ...] = ()
+    denials: tuple[Denial, ...] = ()
+    """What the sandbox refused, in order of the first refusal."""
+    denials_omitted: int = 0
+    """Refusals that the runner did not keep."""
+    network_sent_bytes: int | None = None
+    """Bytes to, and from, the network; None without network."""
+    network_received_bytes: int | None = None
 
 
 class Process(Protocol):
@@ -115,7 +123,10 @@ class ProcessRunner(Protocol):
         ...
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
-        """Return every part of a resolved policy that this runner cannot enforce; empty when it can all."""
+        """Return every part of a resolved policy that this runner cannot enforce; empty when it can all.
+
+        A layer of `isolation.require` that the runner would not put into `Isolation.layers` is such a part.
+        """
         ...
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:

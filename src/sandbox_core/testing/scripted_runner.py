@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import anyio
 import anyio.lowlevel
 
+from sandbox_core.domain.denial import Denial
 from sandbox_core.domain.errors import InputClosed, PolicyRefused, PolicyViolation, SandboxError
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import TerminationReason
@@ -58,6 +59,8 @@ class Script:
         ignores_terminate: only `kill` ends it early.
         reads_input: False for a program that never reads, so that its input backs up.
         raises: entering `start` raises this instead of starting.
+        denials, denials_omitted: what the sandbox is said to have refused.
+        network_sent_bytes, network_received_bytes: what it is said to have moved; None without network.
     """
 
     stdout: bytes = b""
@@ -68,6 +71,10 @@ class Script:
     ignores_terminate: bool = False
     reads_input: bool = True
     raises: SandboxError | None = None
+    denials: Sequence[Denial] = ()
+    denials_omitted: int = 0
+    network_sent_bytes: int | None = None
+    network_received_bytes: int | None = None
 
 
 class ScriptedRunner:
@@ -155,11 +162,17 @@ class ScriptedProcess:
                     self._print(data, stream)
             for step in self._script.steps:
                 await self._do(step)
-        number = self._ended_by or self._script.signal_number
-        if number is not None:
-            self._exit = ProcessExit(TerminationReason.SIGNALED, exit_code=128 + number, signal=number)
-        else:
-            self._exit = ProcessExit(TerminationReason.EXITED, exit_code=self._script.exit_code)
+        script = self._script
+        number = self._ended_by or script.signal_number
+        self._exit = ProcessExit(
+            reason=TerminationReason.EXITED if number is None else TerminationReason.SIGNALED,
+            exit_code=script.exit_code if number is None else 128 + number,
+            signal=number,
+            denials=tuple(script.denials),
+            denials_omitted=script.denials_omitted,
+            network_sent_bytes=script.network_sent_bytes,
+            network_received_bytes=script.network_received_bytes,
+        )
         self._notify()
 
     async def read(self, stream: Stream, max_bytes: int) -> bytes:

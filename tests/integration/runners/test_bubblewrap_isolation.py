@@ -18,7 +18,7 @@ from sandbox_adapters.runners.runtime_directory import reachable_by_everyone
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import PolicyRefused, RunnerUnavailable
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, ResourceLimits
 from sandbox_core.testing.runner_harness import Finished, finish, launch_of, run_command
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -191,6 +191,10 @@ async def test_an_unprivileged_server_holds_the_same_limits(anyio_backend: str) 
         (FilesystemPolicy(deny_write=("/dev/shm/x",)), True),
         (FilesystemPolicy(allow_write=("/workspace/../etc",)), True),
         (FilesystemPolicy(allow_write=("~/project",)), True),
+        (FilesystemPolicy(allow_read=("/usr/share", "/workspace/src")), False),
+        (FilesystemPolicy(allow_read=("/var/lib",)), True),
+        (FilesystemPolicy(allow_read=("/workspace/../home",)), True),
+        (FilesystemPolicy(allow_read=("~/project",)), True),
     ],
 )
 async def test_file_rules_hold_by_themselves_or_are_refused(
@@ -202,6 +206,21 @@ async def test_file_rules_hold_by_themselves_or_are_refused(
         with pytest.raises(PolicyRefused):
             async with runner.start(launch_of(Command(argv=("true",)), policy)):
                 pytest.fail("it started")
+
+
+async def test_every_layer_it_records_can_be_required_and_no_other(runner: BubblewrapRunner) -> None:
+    async with runner.start(launch_of(Command(argv=("true",)))) as process:
+        applied = process.isolation.layers
+        await process.wait()
+    every = ExecutionPolicy(isolation=IsolationPolicy(require=applied))
+    assert list(runner.unenforceable(every)) == []
+    async with runner.start(launch_of(Command(argv=("true",)), every)) as process:
+        assert process.isolation.layers == applied
+    more = ExecutionPolicy(isolation=IsolationPolicy(require=(*applied, "moat")))
+    assert [(found.field, found.asked) for found in runner.unenforceable(more)] == [("isolation.require", "moat")]
+    with pytest.raises(PolicyRefused, match="moat"):
+        async with runner.start(launch_of(Command(argv=("true",)), more)):
+            pytest.fail("it started")
 
 
 async def test_a_bwrap_that_does_not_isolate_is_refused_by_name(anyio_backend: str, tmp_path: Path) -> None:

@@ -14,7 +14,13 @@ import pytest
 from sandbox_adapters.runners.local import LocalRunner
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import (
+    ExecutionPolicy,
+    FilesystemPolicy,
+    IsolationPolicy,
+    NetworkPolicy,
+    ResourceLimits,
+)
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import launch_of, processes_with, read_until, run_command
 
@@ -86,11 +92,14 @@ async def test_a_killed_stub_is_a_lost_run(anyio_backend: str, tmp_path: Path) -
 async def test_every_rule_that_needs_isolation_is_refused(anyio_backend: str) -> None:
     policy = ExecutionPolicy(
         network=NetworkPolicy(denied_domains=("example.com",)),
-        filesystem=FilesystemPolicy(deny_read=("/root",), allow_write=(".",), deny_write=("/usr",)),
+        filesystem=FilesystemPolicy(
+            allow_read=("/opt",), deny_read=("/root",), allow_write=(".",), deny_write=("/usr",)
+        ),
         resource_limits=ResourceLimits(workspace_mb=1, max_processes=1, max_cpu_seconds=1),
+        isolation=IsolationPolicy(require=("seccomp",)),
     )
     fields = [violation.field for violation in LocalRunner().unenforceable(policy)]
     assert fields == [
-        "network.denied_domains", "filesystem.deny_read", "filesystem.allow_write", "filesystem.deny_write",
-        "resource_limits.workspace_mb", "resource_limits.max_processes",
+        "network.denied_domains", "filesystem.allow_read", "filesystem.deny_read", "filesystem.allow_write",
+        "filesystem.deny_write", "resource_limits.workspace_mb", "resource_limits.max_processes", "isolation.require",
     ]  # fmt: skip

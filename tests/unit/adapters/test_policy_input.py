@@ -6,7 +6,7 @@ import pytest
 
 from sandbox_adapters.policy_input import parse_policy, policy_json_schema
 from sandbox_core.domain.errors import InvalidArgument
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
 
 
 def test_an_empty_config_says_nothing() -> None:
@@ -17,22 +17,25 @@ def test_both_spellings_mean_the_same() -> None:
     snake = parse_policy(
         {
             "network": {"allowed_domains": ["a.example"], "denied_domains": ["b.example"]},
-            "filesystem": {"deny_read": ["x"], "allow_write": ["y"], "deny_write": ["z"]},
+            "filesystem": {"allow_read": ["w"], "deny_read": ["x"], "allow_write": ["y"], "deny_write": ["z"]},
             "resource_limits": {"max_memory_mb": 1, "max_cpu_seconds": 2, "max_file_size_mb": 3, "max_processes": 4},
+            "isolation": {"require": ["seccomp"]},
         }
     )
     camel = parse_policy(
         {
             "network": {"allowedDomains": ["a.example"], "deniedDomains": ["b.example"]},
-            "filesystem": {"denyRead": ["x"], "allowWrite": ["y"], "denyWrite": ["z"]},
+            "filesystem": {"allowRead": ["w"], "denyRead": ["x"], "allowWrite": ["y"], "denyWrite": ["z"]},
             "resourceLimits": {"maxMemoryMb": 1, "maxCpuSeconds": 2, "maxFileSizeMb": 3, "maxProcesses": 4},
+            "isolation": {"require": ["seccomp"]},
         }
     )
     assert snake == camel
     assert snake == ExecutionPolicy(
         network=NetworkPolicy(("a.example",), ("b.example",)),
-        filesystem=FilesystemPolicy(("x",), ("y",), ("z",)),
+        filesystem=FilesystemPolicy(allow_read=("w",), deny_read=("x",), allow_write=("y",), deny_write=("z",)),
         resource_limits=ResourceLimits(max_memory_mb=1, max_cpu_seconds=2, max_file_size_mb=3, max_processes=4),
+        isolation=IsolationPolicy(("seccomp",)),
     )
 
 
@@ -126,7 +129,7 @@ def test_the_schema_names_every_field_once_and_has_no_references() -> None:
     schema = policy_json_schema()
     assert set(schema["properties"]["resource_limits"]["properties"]) == set(ResourceLimits.__dataclass_fields__)
     assert set(schema["properties"]["network"]["properties"]) == {"allowed_domains", "denied_domains"}
-    assert set(schema["properties"]["filesystem"]["properties"]) == {"deny_read", "allow_write", "deny_write"}
+    assert set(schema["properties"]["filesystem"]["properties"]) == set(FilesystemPolicy.__dataclass_fields__)
     assert "$ref" not in str(schema)
 
 

@@ -13,9 +13,11 @@ from sandbox_core.domain.errors import InvalidArgument, PolicyRefused
 from sandbox_core.domain.policy import (
     ExecutionPolicy,
     FilesystemPolicy,
+    IsolationPolicy,
     NetworkPolicy,
     ResourceLimits,
     domain_covers,
+    path_granted,
     resolve,
 )
 
@@ -99,6 +101,39 @@ def test_writing_outside_the_granted_directories_is_refused(path: str) -> None:
     request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
     with pytest.raises(PolicyRefused, match=r"filesystem\.allow_write"):
         resolve(request, ceiling=EVERYTHING, defaults=EVERYTHING)
+
+
+@pytest.mark.parametrize("path", ["~", "~/project", "~/../etc", "~root/x"])
+def test_the_workspace_being_granted_grants_no_home_directory(path: str) -> None:
+    for request in (FilesystemPolicy(allow_write=(path,)), FilesystemPolicy(allow_read=(path,))):
+        with pytest.raises(PolicyRefused, match=r"filesystem\.allow_"):
+            resolve(ExecutionPolicy(filesystem=request), ceiling=EVERYTHING, defaults=EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("path", "granted"),
+    [("~/project", True), ("~/project/a", True), ("~/project/../x", False), ("~/projects", False), ("~", False)],
+)
+def test_a_home_directory_is_granted_by_what_names_it(path: str, granted: bool) -> None:
+    assert path_granted(path, "~/project") is granted
+
+
+def test_reading_is_granted_by_what_may_be_read_or_written() -> None:
+    ceiling = ExecutionPolicy(filesystem=FilesystemPolicy(allow_read=("/opt",), allow_write=("/srv/out",)))
+    asked = ("/opt/tool", "/srv/out/a")
+    request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_read=asked))
+    assert resolve(request, ceiling=ceiling, defaults=ExecutionPolicy()).filesystem.allow_read == asked
+    assert resolve(ExecutionPolicy(), ceiling=ceiling, defaults=ceiling).filesystem.allow_read == ()
+    for wider in (FilesystemPolicy(allow_read=("/srv",)), FilesystemPolicy(allow_write=("/opt/tool",))):
+        with pytest.raises(PolicyRefused):
+            resolve(ExecutionPolicy(filesystem=wider), ceiling=ceiling, defaults=ceiling)
+
+
+def test_required_layers_add_up() -> None:
+    requests = [ExecutionPolicy(isolation=IsolationPolicy(require=names)) for names in (("a", "b"), ("b", "c"), ("d",))]
+    resolved = resolve(requests[2], ceiling=requests[0], defaults=requests[1])
+    assert resolved.isolation.require == ("a", "b", "c", "d")
+    assert resolve(resolved, ceiling=requests[0], defaults=requests[1]) == resolved
 
 
 @pytest.mark.parametrize(
