@@ -1,0 +1,152 @@
+"""A real Redis for tests, by one fixture: a container where a Docker engine is, else the `redis-server` program.
+
+    async def test_it(redis_server):            # shared by the whole run, empty for each test
+        RedisOptions(url=SecretStr(redis_server.url))
+
+    async def test_a_fault(own_redis):          # one's own: pause, kill, restart it
+        own_redis.pause()
+
+Load it with `pytest_plugins`, or from tests/conftest.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess  # noqa: TID251  # starts the server under test
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_START_SECONDS = 15.0
+_PAUSE_SECONDS = 0.01
+
+
+class RedisServer:
+    """A `redis-server` on loopback that a test may stop, pause, kill and start again on the same port.
+
+    What is written is in an append-only file, flushed at every write, so that a restart loses nothing.
+    """
+
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.port = _free_port()
+        self._options = list(options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers: database 0, without a password."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, or start it again; returns when it answers."""
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory),
+                   "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--daemonize", "no",
+                   "--logfile", str(self.directory / "redis.log"), *self._options]  # fmt: skip
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        _until(lambda: self._answers(), f"redis-server does not answer on port {self.port}")
+
+    def stop(self) -> None:
+        """End it in an orderly way, if it runs."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Stop its clockwork: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def ask(self, *parts: str | bytes | int) -> Any:
+        """Run one command with a plain client of its own, and return the answer."""
+        from redis import Redis
+
+        with Redis(port=self.port, socket_timeout=_START_SECONDS, protocol=2) as client:
+            return client.execute_command(*parts)
+
+    def _answers(self) -> bool:
+        from redis.exceptions import RedisError
+
+        if self._process is not None and self._process.poll() is not None:
+            raise RuntimeError(f"redis-server ended: {(self.directory / 'redis.log').read_text()[-2000:]}")
+        try:
+            return self.ask("PING") is not None
+        except (RedisError, OSError):
+            return False
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def _end(self, number: int) -> None:
+        if self._process is not None:
+            self._signal(number)
+            self._signal(signal.SIGCONT)
+            self._process.wait(_START_SECONDS)
+            self._process = None
+
+
+@contextmanager
+def running_redis(*options: str) -> Iterator[RedisServer]:
+    """Run a server of one's own, with these further options of redis-server."""
+    with tempfile.TemporaryDirectory(prefix="redis-test-") as directory:
+        server = RedisServer(Path(directory), options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """The server that tests share which leave it as it is."""
+    _need_redis()
+    with running_redis("--appendonly", "no", "--databases", "2") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A server that runs, empty."""
+    shared_redis.ask("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server for one test, which may do to it what it likes."""
+    _need_redis()
+    with running_redis() as server:
+        yield server
+
+
+def _need_redis() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is missing; apt-get install redis-server")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _until(holds: Any, complaint: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(complaint)
+        time.sleep(_PAUSE_SECONDS)
