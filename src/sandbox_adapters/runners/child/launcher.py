@@ -183,9 +183,10 @@ class Launcher:
 
     def _give(self, request: RunRequest, packet: bytes, passed: list[int]) -> tuple[int, Leaf | None]:
         """Give a job to a child that waits, or to a new one. Raises OSError; then none has it."""
-        if (given := self._ready.give(request, packet, passed)) is not None:
+        usual = self._leaves.usual_do_for(request)
+        if usual and (given := self._ready.give(request, packet, passed)) is not None:
             return given
-        leaf = self._leaves.make()
+        leaf = self._leaves.make(counting_cpu=not usual)
         try:
             limit(leaf, request)
             return self._fork(request, passed, leaf), leaf
