@@ -22,6 +22,7 @@ from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
 from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES, Walls
 from sandbox_adapters.runners.child.wire import RunRequest
+from sandbox_adapters.runners.controls import ALL, Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
@@ -36,7 +37,7 @@ _log = logging.getLogger("sandbox_adapters.runners")
 
 LAYERS = (
     "user", "pid", "ipc", "uts", "net", "cgroup", "mount", "no_new_privs", "capabilities_none", "new_session",
-    "disable_userns", "read_only_root", "private_workspace",
+    "disable_userns", "read_only_root", "read_only_proc", "hidden_pid_1", "private_workspace",
 )  # fmt: skip
 
 _FIX = (
@@ -78,6 +79,7 @@ class BubblewrapRunner:
         read_only_paths: host paths that commands see read-only, for example `/opt`. Nothing else of the host
             but /usr and parts of /etc is visible.
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
+        controls: for tests of what a wall holds back; nothing else may take one away.
         spares: how many sandboxes wait, built ahead for the limits asked for last; see SparePool. 0 for none.
 
     Raises ValueError for a read-only path that is relative or in the way of the sandbox's own directories.
@@ -91,11 +93,13 @@ class BubblewrapRunner:
         read_only_paths: Sequence[str] = (),
         runtime_base: str | None = None,
         spares: int = 2,
+        controls: Controls = ALL,
     ) -> None:
         self._bwrap_path = bwrap_path
         self._read_only_paths = tuple(read_only_paths)
         self._runtime_base = runtime_base
         self._spare_count = spares
+        self._controls = controls
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
@@ -128,8 +132,8 @@ class BubblewrapRunner:
                 self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
-                self._walls = stack.enter_context(Walls())
-                self._layers = (*LAYERS, *self._walls.layers)
+                self._walls = stack.enter_context(Walls(self._controls))
+                self._layers = self._controls.layers((*LAYERS, *self._walls.layers))
             except (OSError, ValueError) as error:
                 raise RunnerUnavailable(
                     self.name, str(error), "Check the settings and the machine's directories."
@@ -212,7 +216,11 @@ class BubblewrapRunner:
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
             # Inside, the sandbox's pid 1 is counted too.
-            inside = -1 if self._as_root or limits.max_processes is None else limits.max_processes + 1 + self._slack
+            inside = (
+                -1
+                if self._as_root or not self._controls.has(Control.RLIMITS) or limits.max_processes is None
+                else limits.max_processes + 1 + self._slack
+            )
             tree_memory_bytes, tree_processes, tree_cpu_seconds = self._walls.tree_limits(limits)
             request = RunRequest(
                 bwrap=program.path,
@@ -265,10 +273,13 @@ class BubblewrapRunner:
                     os.fchown(descriptor, uid, uid)
         options = os.memfd_create("bwrap-options", os.MFD_CLOEXEC)
         theirs.append(options)
-        os.write(options, self._view.options(command, launch.policy.resource_limits.workspace_mb))
+        view = self._view.options(command, launch.policy.resource_limits.workspace_mb)
+        os.write(options, self._controls.options(view))
         os.lseek(options, 0, os.SEEK_SET)
 
     def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:
+        if not self._controls.has(Control.RLIMITS):
+            return []
         found = [(which, value, value) for which, value in _FIXED_LIMITS]
         if self._as_root and limits.max_processes is not None:
             processes = limits.max_processes + OWN_PROCESSES + self._slack
@@ -291,13 +302,13 @@ class BubblewrapRunner:
             network="none",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
             layers=self._layers,
-            limits={**held, **self._walls.mechanisms(limits)},
+            limits=self._controls.limits({**held, **self._walls.mechanisms(limits)}),
             facts=dict(self._walls.facts),
         )
 
     def _take_uid(self) -> int:
         """Return a kernel uid that no other execution of this runner has; -1 when the server is not root."""
-        if not self._as_root:
+        if not self._as_root or not self._controls.has(Control.UNIQUE_UID):
             return -1
         while (uid := _FIRST_UID + secrets.randbelow(_UID_COUNT)) in self._uids:
             continue
@@ -363,7 +374,8 @@ class BubblewrapRunner:
         if self._as_root and not reachable_by_everyone(path):
             path = self._directory.stage(path)
         self._program = _Program(os.fsencode(path), version)
-        await self_test(self._start, launcher_pid=self._living_link().pid)
+        if self._controls.judged:
+            await self_test(self._start, launcher_pid=self._living_link().pid)
 
 
 def _close(descriptors: Iterable[int]) -> None:

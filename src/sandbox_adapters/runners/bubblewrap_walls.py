@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from sandbox_adapters.runners.hardening import landlock, seccomp
+from sandbox_adapters.runners.controls import ALL, Control, Controls
+from sandbox_adapters.runners.hardening import bpf, landlock, seccomp
 from sandbox_adapters.runners.hardening.cgroups import open_cgroups
 from sandbox_core.domain.policy import ResourceLimits
 
@@ -23,25 +24,29 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 class Walls:
-    """Made once by a runner and used by its launchers, until `close`.
+    """Made once by a runner and used by its launchers, until `close`. Tests alone give `controls`.
 
     Raises OSError, and ValueError on a machine that there is no system call table for.
     """
 
-    def __init__(self) -> None:
-        program = seccomp.build_filter()
+    def __init__(self, controls: Controls = ALL) -> None:
+        self.controls = controls
+        program = seccomp.build_filter() if controls.has(Control.SECCOMP) else bpf.pack(bpf.ret(seccomp.RET_ALLOW))
         self.filter_descriptor = os.memfd_create("seccomp-filter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(self.filter_descriptor, program)
         # One for all executions, so nobody may ever change it.
         fcntl.fcntl(self.filter_descriptor, fcntl.F_ADD_SEALS, _SEALS)
         scopes = landlock.detect()
-        facts = {"seccomp_sha256": seccomp.filter_hash(program)}
-        layers = ["seccomp"]
-        if scopes.scopes:
+        facts: dict[str, str] = {}
+        layers: list[str] = []
+        if controls.has(Control.SECCOMP):
+            layers.append("seccomp")
+            facts["seccomp_sha256"] = seccomp.filter_hash(program)
+        if scopes.scopes and controls.has(Control.LANDLOCK_SCOPES):
             layers.append("landlock_scopes")
             facts["landlock_abi"] = str(scopes.abi)
             facts["landlock_scopes"] = ", ".join(scopes.scopes)
-        self.cgroups = open_cgroups(_CONTROLLERS)
+        self.cgroups = open_cgroups(_CONTROLLERS, hierarchies=None if controls.has(Control.CGROUP_TREE) else ())
         """Where the launcher makes a cgroup for each execution."""
         self.cgroups.sweep()
         self._version = self.cgroups.controllers

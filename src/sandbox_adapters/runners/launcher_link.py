@@ -18,6 +18,7 @@ from sandbox_adapters.runners import child_program
 from sandbox_adapters.runners.bubblewrap_walls import Walls
 from sandbox_adapters.runners.child import wire
 from sandbox_adapters.runners.child.leaves import branch_argument
+from sandbox_adapters.runners.controls import Control
 
 _log = logging.getLogger("sandbox_adapters.runners")
 
@@ -73,11 +74,12 @@ class LauncherLink:
                     child_program.command(
                         "launcher",
                         *(str(theirs.fileno()), str(walls.filter_descriptor), directory, str(ready_children)),
+                        walls.controls.argument(),
                         *map(branch_argument, walls.cgroups.branches),
                     ),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={},
+                    env={} if walls.controls.has(Control.EMPTY_ENVIRONMENT) else None,
                     cwd="/",
                     pass_fds=(theirs.fileno(), walls.filter_descriptor, *walls.cgroups.locks, *keep_open),
                     start_new_session=True,

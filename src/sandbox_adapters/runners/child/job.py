@@ -23,10 +23,20 @@ _OOM_SCORE_ADJ = b"900"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is the same for every job: the process whose death ends it, and a Landlock ruleset, -1 for none."""
+    """What is the same for every job: the process whose death ends it, and a Landlock ruleset, -1 for none.
+
+    `without` names what a test has taken away (`controls.Control`).
+    """
 
     parent: int
     ruleset: int
+    without: frozenset[str] = frozenset()
+
+    @classmethod
+    def here(cls, without: frozenset[str]) -> Settings:
+        """Return those for children of this process. Raises OSError."""
+        scopes = landlock.detect().scopes and "landlock_scopes" not in without
+        return cls(os.getpid(), landlock.make_ruleset(landlock.detect()) if scopes else -1, without)
 
     def with_ruleset(self, ruleset: int) -> Settings:
         """Return the same with another descriptor."""
@@ -129,11 +139,10 @@ class Job:
 
 def settle(leaf: Leaf | None, settings: Settings) -> None:
     """In the forked child: what needs no job to be known. Raises OSError."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != settings.parent:
-        os._exit(1)
-    with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
-        score.write(_OOM_SCORE_ADJ)
+    _end_with_parent(settings)
+    if "oom_score" not in settings.without:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
+            score.write(_OOM_SCORE_ADJ)
     os.umask(0o077)
     if leaf is not None:
         leaf.attach()
@@ -155,19 +164,31 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
             os.setresgid(request.uid, request.uid, request.uid)
             os.setresuid(request.uid, request.uid, request.uid)
         # Changing ids clears it (prctl(2)); the parent may have died before it was set again.
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != settings.parent:
-            os._exit(1)
+        _end_with_parent(settings)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         if settings.ruleset >= 0:
             landlock.restrict_self(settings.ruleset)
-        close_from(len(passed))
+        close_from_here(len(passed), settings)
         for which, soft, hard in request.limits:
             resource.setrlimit(which, (soft, hard))
-        os.execve(request.bwrap, _argv(request, len(passed)), {})  # noqa: S606 - without a shell is the point
+        environment = dict(os.environ) if "empty_environment" in settings.without else {}
+        os.execve(request.bwrap, _argv(request, len(passed)), environment)  # noqa: S606 - without a shell is the point
     except BaseException as error:  # noqa: BLE001 - a forked child must not run on into the parent's loop
         complain(error)
     finally:
+        os._exit(1)
+
+
+def close_from_here(lowest: int, settings: Settings) -> None:
+    """Close every descriptor from `lowest` on."""
+    if "closed_descriptors" not in settings.without:
+        close_from(lowest)
+
+
+def _end_with_parent(settings: Settings) -> None:
+    if "parent_death_signal" not in settings.without:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != settings.parent:
         os._exit(1)
 
 

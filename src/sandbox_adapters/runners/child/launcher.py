@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 
-from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
 from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
 from . import inside
 from .cpu_watch import CpuWatch
@@ -54,12 +53,13 @@ _MOST_DISCARDED = 64
 class Launcher:
     """The loop. Nothing in it blocks, so that no job can hold up another."""
 
-    def __init__(self, channel: socket.socket, filter_descriptor: int, leaves: Leaves, ready_children: int) -> None:
+    def __init__(
+        self, channel: socket.socket, filter_descriptor: int, leaves: Leaves, ready_children: int, settings: Settings
+    ) -> None:
         self._channel = channel
         self._filter = f"/proc/self/fd/{filter_descriptor}"
         self._leaves = leaves
-        scopes = landlock.detect()
-        self._settings = Settings(os.getpid(), landlock.make_ruleset(scopes) if scopes.scopes else -1)
+        self._settings = settings
         self._jobs: dict[int, Job] = {}
         self._by_outer: dict[int, Job] = {}
         self._by_helper: dict[int, Job] = {}
@@ -363,11 +363,11 @@ class Launcher:
 def main(arguments: list[str]) -> None:
     """Serve on an inherited socket until its other end is closed, then remove a directory.
 
-    Arguments: the socket's descriptor, the system call filter's, the directory, how many children to have ready, and
-    the server's cgroups as `leaves.branch_argument` writes them.
+    Arguments: the socket's descriptor, the system call filter's, the directory, how many children to have ready, what
+    a test has taken away, comma separated, and the server's cgroups as `leaves.branch_argument` writes them.
     """
     directory, ready_children = arguments[2], int(arguments[3])
-    leaves = Leaves([branch_of(argument) for argument in arguments[4:]])
+    leaves = Leaves([branch_of(argument) for argument in arguments[5:]])
     # What a job's child puts at 0 to 6 must never overwrite what it still has to move there.
     socket_number, filter_number = (_moved_up(int(argument)) for argument in arguments[:2])
     channel = socket.socket(fileno=socket_number)
@@ -377,7 +377,8 @@ def main(arguments: list[str]) -> None:
     channel.setblocking(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     reset_signals()
-    launcher = Launcher(channel, filter_number, leaves, ready_children)
+    settings = Settings.here(frozenset(arguments[4].split(",")))
+    launcher = Launcher(channel, filter_number, leaves, ready_children, settings)
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
-from .job import HIGHEST_PASSED, Settings, become, complain, settle
-from .kernel import close_from
+from .job import HIGHEST_PASSED, Settings, become, close_from_here, complain, settle
 from .wire import RunRequest, receive_packet
 
 MAX_PACKET_BYTES = 64 * 1024
@@ -81,7 +80,7 @@ def _wait_and_become(channel_number: int, leaf: Leaf | None, settings: Settings)
             os.dup2(parked, _RULESET_FD, inheritable=False)
             settings = settings.with_ruleset(_RULESET_FD)
         os.dup2(channel_number, _CHANNEL_FD, inheritable=False)
-        close_from(_RULESET_FD + 1)
+        close_from_here(_RULESET_FD + 1, settings)
         channel = socket.socket(fileno=_CHANNEL_FD)
         channel.setblocking(True)
         channel.send(_READY)
