@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sandbox_core.application.log_view import LogEnds
+from sandbox_core.domain.denial import Denial
 from sandbox_core.domain.events import EventKind, OutputEvent
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.isolation import Isolation
@@ -35,6 +36,9 @@ class RunResult:
     last_event_id: str
     usage: ResourceUsage
     isolation: Isolation | None
+    denials: tuple[Denial, ...] = ()
+    """What the sandbox refused, the first refusal first; `denials_omitted` counts the refusals beyond these."""
+    denials_omitted: int = 0
 
     @property
     def ok(self) -> bool:
@@ -82,6 +86,8 @@ def result_of(ends: LogEnds) -> RunResult:
         last_event_id=str(ends.last_seq),
         usage=ResourceUsage() if outcome is None else outcome.usage,
         isolation=execution.isolation,
+        denials=() if outcome is None else outcome.denials,
+        denials_omitted=0 if outcome is None else outcome.denials_omitted,
     )
 
 

@@ -135,6 +135,9 @@ def run(
         int | None,
         typer.Option(help="Output passed on, bytes; the middle of more is dropped. [the ceiling's, 256 MiB]"),
     ] = None,
+    allow_read: Annotated[
+        list[str] | None, typer.Option(metavar="PATH", help="Host path it may read; repeatable.")
+    ] = None,
     allow_write: Annotated[
         list[str] | None, typer.Option(metavar="PATH", help="Path it may write; repeatable.")
     ] = None,
@@ -142,6 +145,10 @@ def run(
     deny_read: Annotated[list[str] | None, typer.Option(metavar="PATH", help="Path it may not read.")] = None,
     allow_domain: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Name it may reach.")] = None,
     deny_domain: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Name it may not reach.")] = None,
+    require_layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Refuse to run without it, e.g. seccomp. `sandbox doctor` names them."),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(metavar="FILE|JSON", help="A policy in the shape of sandbox_config; options add to it."),
@@ -151,6 +158,9 @@ def run(
     ] = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on standard error what it used and what isolated it.")
+    ] = False,
 ) -> None:
     """Run one command here, without a server, under the same policy.
 
@@ -173,8 +183,16 @@ def run(
             "workspace_mb": workspace,
             "max_output_bytes": max_output,
         },
-        paths={"allow_write": allow_write, "deny_write": deny_write, "deny_read": deny_read},
-        domains={"allowed_domains": allow_domain, "denied_domains": deny_domain},
+        lists={
+            "filesystem": {
+                "allow_read": allow_read,
+                "allow_write": allow_write,
+                "deny_write": deny_write,
+                "deny_read": deny_read,
+            },
+            "network": {"allowed_domains": allow_domain, "denied_domains": deny_domain},
+            "isolation": {"require": require_layer},
+        },
     )
     raise typer.Exit(
         run_here(
@@ -186,6 +204,7 @@ def run(
             runner=None if runner is None else runner.value,
             pass_stdin=not no_stdin,
             json_lines=json_lines,
+            verbose=verbose,
         )
     )
 

@@ -6,12 +6,16 @@ import base64
 import json
 import os
 import stat
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import anyio
 
 from sandbox_core.domain.errors import SandboxError
 from sandbox_core.domain.events import EventKind, OutputEvent
+from sandbox_core.domain.execution import Execution
+from sandbox_mcp.cli_ending import ending_notices
+from sandbox_mcp.payloads import measures
 
 _STDOUT, _STDERR = 1, 2
 _SAFE_WRITE_BYTES = 4096
@@ -84,8 +88,9 @@ class Sink:
 class Output:
     """Writes events as `sandbox run` shows them."""
 
-    def __init__(self, *, json_lines: bool) -> None:
+    def __init__(self, *, json_lines: bool, verbose: bool = False) -> None:
         self._json_lines = json_lines
+        self._verbose = verbose
         self._stdout = Sink(_STDOUT)
         self._stderr = Sink(_STDERR)
 
@@ -103,13 +108,28 @@ class Output:
         elif event.kind not in (EventKind.READY, EventKind.EXIT):
             await self.notice(event.data.decode("utf-8", "replace"))
 
+    async def show_end(self, event: OutputEvent, execution: Execution) -> None:
+        """Write the terminal event, and what was refused, used and enforced. Raises ReaderGone, OutputFailed.
+
+        As JSON all of it is in the event's own line. The raw form has lines for what was refused and, when it was
+        asked to be verbose, for the rest.
+        """
+        if self._json_lines:
+            more = measures(execution)
+            more.pop("duration_ms")
+            await self._stdout.write(json_line(event, more))
+            return
+        await self.show(event)
+        for line in ending_notices(execution, verbose=self._verbose):
+            await self.notice(line)
+
     async def notice(self, text: str) -> None:
         """Write one line of our own to standard error. Raises ReaderGone, OutputFailed."""
         await self._stderr.write(f"sandbox: {' '.join(text.split())}\n".encode())
 
 
-def json_line(event: OutputEvent) -> bytes:
-    """Return an event as one line: text when its bytes are UTF-8, else base64 and `encoding`."""
+def json_line(event: OutputEvent, more: Mapping[str, Any] | None = None) -> bytes:
+    """Return an event as one line, with `more` fields: text when its bytes are UTF-8, else base64 and `encoding`."""
     line: dict[str, Any] = {"event_id": event.event_id, "type": event.kind.value}
     try:
         line["data"] = event.data.decode("utf-8")
@@ -118,4 +138,4 @@ def json_line(event: OutputEvent) -> bytes:
         line["encoding"] = "base64"
     line["ts"] = event.at.isoformat()
     # A field never hides one of the names above.
-    return json.dumps({**event.fields, **line}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({**event.fields, **(more or {}), **line}, ensure_ascii=False).encode() + b"\n"

@@ -17,22 +17,21 @@ _LARGEST_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What was said on the command line; None and empty mean not said."""
+    """What was said on the command line; None and empty mean not said. `lists` are section -> field -> entries."""
 
     policy: str | None
     limits: Mapping[str, float | None]
-    paths: Mapping[str, Sequence[str] | None]
-    domains: Mapping[str, Sequence[str] | None]
+    lists: Mapping[str, Mapping[str, Sequence[str] | None]]
 
 
 def policy_from_options(options: RunOptions) -> ExecutionPolicy:
-    """Return the policy; limits given as options win over the file's, paths and domains are added to it.
+    """Return the policy; limits given as options win over the file's, entries of lists are added to it.
 
     Raises InvalidArgument naming the field, or `--policy` when it cannot be read.
     """
     sections = normalise_policy({} if options.policy is None else _read(options.policy))
     sections[LIMITS].update({name: value for name, value in options.limits.items() if value is not None})
-    for section, lists in (("filesystem", options.paths), ("network", options.domains)):
+    for section, lists in options.lists.items():
         for name, entries in lists.items():
             before = sections[section].get(name) or []
             if entries and isinstance(before, list):  # build_policy refuses what is no list

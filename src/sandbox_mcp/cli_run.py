@@ -46,6 +46,7 @@ def run_here(
     runner: str | None,
     pass_stdin: bool,
     json_lines: bool,
+    verbose: bool,
 ) -> int:
     """Run one command and return the exit code of `sandbox run`.
 
@@ -68,7 +69,7 @@ def run_here(
         interactive=pass_stdin,
         policy=policy,
     )
-    return anyio.run(_run, settings, submission, Output(json_lines=json_lines))
+    return anyio.run(_run, settings, submission, Output(json_lines=json_lines, verbose=verbose))
 
 
 async def _run(settings: Settings, submission: Submission, output: Output) -> int:
@@ -108,7 +109,12 @@ class _Job:
             with self._showing:
                 async with aclosing(self._sandbox.follow(self._id)) as events:
                     async for event in events:
-                        await self._output.show(event)
+                        if event.kind.is_terminal:
+                            # Stored together with the outcome, so it is there.
+                            ended = await self._sandbox.service.get(self._sandbox.principal, self._id)
+                            await self._output.show_end(event, ended)
+                        else:
+                            await self._output.show(event)
         except ReaderGone:
             self._reader_gone = True
             await self._sandbox.cancel(self._id, force=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sandbox_core.domain.denial import DenialKind
 from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.status import ExecutionStatus
@@ -18,7 +19,10 @@ _TEXT: Final[Schema] = {"type": "string"}
 _TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
 _INT_OR_NULL: Final[Schema] = {"type": ["integer", "null"]}
 _NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
-_OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
+_INT: Final[Schema] = {"type": "integer"}
+_NUMBER: Final[Schema] = {"type": "number"}
+_TEXTS: Final[Schema] = {"type": "array", "items": _TEXT}
+_TEXT_BY_NAME: Final[Schema] = {"type": "object", "additionalProperties": _TEXT}
 _FLAG: Final[Schema] = {"type": "boolean"}
 
 _ERROR: Final[Schema] = {
@@ -38,8 +42,51 @@ _STATE: Final[Mapping[str, Schema]] = {
 }
 _MEASURES: Final[Mapping[str, Schema]] = {
     "duration_ms": _NUMBER_OR_NULL,
-    "usage": _OBJECT_OR_NULL,
-    "isolation": _OBJECT_OR_NULL,
+    "usage": {
+        "type": ["object", "null"],
+        "properties": {
+            "wall_seconds": _NUMBER,
+            "user_cpu_seconds": _NUMBER_OR_NULL,
+            "system_cpu_seconds": _NUMBER_OR_NULL,
+            "queued_seconds": _NUMBER,
+            "setup_seconds": _NUMBER,
+            "max_rss_bytes": _INT_OR_NULL,
+            "peak_memory_bytes": _INT_OR_NULL,
+            "peak_processes": _INT_OR_NULL,
+            "stdout_bytes": _INT,
+            "stderr_bytes": _INT,
+            "dropped_bytes": _INT,
+            "network_sent_bytes": _INT_OR_NULL,
+            "network_received_bytes": _INT_OR_NULL,
+        },
+    },
+    "isolation": {
+        "type": ["object", "null"],
+        "properties": {
+            "runner": _TEXT,
+            "version": _TEXT,
+            "isolated": _FLAG,
+            "network": _TEXT,
+            "kernel_uid": _INT_OR_NULL,
+            "layers": _TEXTS,
+            "limits": _TEXT_BY_NAME,
+            "facts": _TEXT_BY_NAME,
+        },
+    },
+    "denials": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "kind": {"type": "string", "enum": [kind.value for kind in DenialKind]},
+                "target": _TEXT,
+                "rule": _TEXT,
+                "message": _TEXT,
+                "count": _INT,
+            },
+            "required": ["kind", "target", "rule", "message", "count"],
+        },
+    },
 }
 _TIMES: Final[Mapping[str, Schema]] = {"created_at": _TEXT, "started_at": _TEXT_OR_NULL, "ended_at": _TEXT_OR_NULL}
 _EVENT: Final[Schema] = {
@@ -75,6 +122,7 @@ EXECUTION: Final = _reply(
         **_MEASURES,
     },
     {
+        "denials_omitted": _INT,
         "has_more": _FLAG,
         "encoding": {"type": "string", "enum": ["base64"]},
         "output": {"type": "array", "items": _EVENT},
@@ -90,7 +138,8 @@ STATUS: Final = _reply(
         "session_id": _TEXT_OR_NULL,
         **_TIMES,
         "policy": {"type": "object"},
-    }
+    },
+    {"denials_omitted": _INT},
 )
 EXECUTIONS: Final = _reply(
     {

@@ -11,6 +11,7 @@ from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import ResourceUsage
+from sandbox_mcp.denials import denial_fields
 from sandbox_mcp.views import CancelView, ExecutionView, InputView, ListView, ShownEvent, StatusView
 from sandbox_mcp.words import duration_ms, how_to_read_on, raw_output, stream_text
 
@@ -26,7 +27,7 @@ def execution_payload(view: ExecutionView, *, events: bool, encoding: Encoding) 
         "stderr": _stream(view, EventKind.STDERR, encoding),
         "truncation": _truncation(view),
         "last_event_id": view.last_event_id,
-        **_measures(view.execution),
+        **measures(view.execution),
     }
     if view.is_page:
         payload["has_more"] = view.has_more
@@ -44,7 +45,7 @@ def status_payload(view: StatusView) -> dict[str, Any]:
         **_state(execution),
         "message": None if execution.outcome is None else execution.outcome.message,
         "last_event_id": view.last_event_id,
-        **_measures(execution),
+        **measures(execution),
         "command": command_json(execution),
         "session_id": execution.session_id,
         **times(execution),
@@ -91,6 +92,16 @@ def event_payload(item: ShownEvent, encoding: Encoding = "text") -> dict[str, An
     return payload
 
 
+def measures(execution: Execution) -> dict[str, Any]:
+    """Return what it took and used, what isolated it, and what it was refused."""
+    return {
+        "duration_ms": duration_ms(execution),
+        "usage": None if execution.outcome is None else _usage(execution.outcome.usage),
+        "isolation": None if execution.isolation is None else _fields(execution.isolation),
+        **denial_fields(execution.outcome),
+    }
+
+
 def times(execution: Execution) -> dict[str, Any]:
     """Return when it was created, started and ended, in ISO 8601; null where it did not yet."""
     return {
@@ -120,14 +131,6 @@ def _state(execution: Execution) -> dict[str, Any]:
         "exit_code": None if outcome is None else outcome.exit_code,
         "signal": None if outcome is None else outcome.signal,
         "termination_reason": None if outcome is None else outcome.reason.value,
-    }
-
-
-def _measures(execution: Execution) -> dict[str, Any]:
-    return {
-        "duration_ms": duration_ms(execution),
-        "usage": None if execution.outcome is None else _usage(execution.outcome.usage),
-        "isolation": None if execution.isolation is None else _fields(execution.isolation),
     }
 
 

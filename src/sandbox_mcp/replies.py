@@ -15,7 +15,7 @@ from sandbox_mcp.payloads import (
     status_payload,
 )
 from sandbox_mcp.views import CancelView, ExecutionView, InputView, ListView, StatusView, View
-from sandbox_mcp.words import duration_ms, duration_words, ending_line, shown_text, state_words
+from sandbox_mcp.words import duration_ms, duration_words, ending_lines, shown_text, state_words, with_denials
 
 ToolResult = dict[str, Any]
 """A CallToolResult as it goes over the wire (MCP, section Tools). A dict, since nulls must travel."""
@@ -53,8 +53,8 @@ class SandboxReplies:
                 payload = execution_payload(view, events=wishes.events, encoding=wishes.encoding)
                 return tool_result(_execution_text(view, payload, wishes), payload)
             case StatusView():
-                line = state_words(view.execution)
-                return tool_result(f"[{line}; last_event_id {view.last_event_id}]", status_payload(view))
+                line = f"[{state_words(view.execution)}; last_event_id {view.last_event_id}]"
+                return tool_result(with_denials(line, view.execution), status_payload(view))
             case ListView():
                 return tool_result(_list_text(view), list_payload(view))
             case CancelView():
@@ -83,7 +83,7 @@ def tool_result(text: str, structured: dict[str, Any], *, is_error: bool = False
 
 def _execution_text(view: ExecutionView, payload: dict[str, Any], wishes: Wishes) -> str:
     if not wishes.text:
-        return ending_line(view)
+        return ending_lines(view)
     return shown_text(view, payload[EventKind.STDOUT.value], payload[EventKind.STDERR.value])
 
 

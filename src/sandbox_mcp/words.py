@@ -9,6 +9,7 @@ from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.status import ExecutionStatus
+from sandbox_mcp.denials import denials_line
 from sandbox_mcp.views import ExecutionView, ShownEvent
 
 STDERR_MARK = "[stderr]"
@@ -39,14 +40,25 @@ def how_to_read_on(view: ExecutionView) -> str:
 
 
 def shown_text(view: ExecutionView, stdout: str, stderr: str) -> str:
-    """Return the text content of a reply: stdout, stderr under its mark, and one line on how it ended."""
+    """Return the text content of a reply: stdout, stderr under its mark, and how it ended."""
     parts = []
     if stdout:
         parts.append(stdout if stdout.endswith("\n") else stdout + "\n")
     if stderr:
         parts.append(f"{STDERR_MARK}\n{stderr}" if stderr.endswith("\n") else f"{STDERR_MARK}\n{stderr}\n")
-    parts.append(ending_line(view))
+    parts.append(ending_lines(view))
     return "".join(parts)
+
+
+def ending_lines(view: ExecutionView) -> str:
+    """Return the line on how it ended, and one on what it was refused when there is any."""
+    return with_denials(ending_line(view), view.execution)
+
+
+def with_denials(line: str, execution: Execution) -> str:
+    """Return `line`, and below it what the execution was refused."""
+    denials = denials_line(execution.outcome)
+    return f"{line}\n{denials}" if denials else line
 
 
 def ending_line(view: ExecutionView) -> str:

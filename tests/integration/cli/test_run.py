@@ -101,6 +101,50 @@ def test_json_prints_every_event_as_a_line(cli: Cli) -> None:
     assert "encoding" not in by_type["stderr"]
 
 
+MEASURED = {
+    "wall_seconds", "user_cpu_seconds", "system_cpu_seconds", "peak_memory_bytes", "peak_processes", "queued_seconds",
+    "setup_seconds", "stdout_bytes", "stderr_bytes", "network_sent_bytes", "network_received_bytes",
+}  # fmt: skip
+
+
+def test_the_last_line_says_what_it_used_and_what_isolated_it(cli: Cli) -> None:
+    done = cli("run", "--json", "-c", "echo out; echo err >&2; sleep 0.1 & sleep 0.1; wait")
+    *others, last = (json.loads(line) for line in done.stdout.splitlines())
+    assert all("usage" not in event for event in others)
+    assert set(last["usage"]) >= MEASURED
+    assert (last["usage"]["stdout_bytes"], last["usage"]["stderr_bytes"], last["denials"]) == (4, 4, [])
+    for name in ("wall_seconds", "user_cpu_seconds", "system_cpu_seconds", "setup_seconds", "max_rss_bytes"):
+        assert last["usage"][name] > 0, name
+    assert last["usage"]["network_sent_bytes"] is None
+    assert "seccomp" in last["isolation"]["layers"]
+
+
+def test_people_are_told_of_usage_and_isolation_when_they_ask(cli: Cli) -> None:
+    assert cli("run", "--", "true").stderr == b""
+    done = cli("run", "-v", "--", "true")
+    used, isolated = done.stderr.decode().splitlines()
+    assert used.startswith("sandbox: used ")
+    assert isolated.startswith("sandbox: isolated by bubblewrap ")
+    assert (
+        cli("run", "-v", "--runner", "local", "--", "true")
+        .stderr.splitlines()[-1]
+        .startswith(b"sandbox: isolated by nothing (local ")
+    )
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_runs(cli: Cli) -> None:
+    assert cli("run", "--require-layer", "seccomp", "--require-layer", "pid", "--", "echo", "ran").stdout == b"ran\n"
+    done = cli("run", "--require-layer", "seccomp", "--require-layer", "moat", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"isolation.require: asked moat" in done.stderr
+
+
+def test_reading_elsewhere_is_refused_without_the_operators_word(cli: Cli) -> None:
+    done = cli("run", "--allow-read", "/srv", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"filesystem.allow_read" in done.stderr
+
+
 def test_json_ends_with_the_timeout(cli: Cli) -> None:
     done = cli("run", "--json", "--timeout", "0.2", "--", "sleep", "100")
     assert done.returncode == 124

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from sandbox_adapters import RunResult, Sandbox, Settings, SettingsError, open_sandbox
+from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import (
     ExecutionNotFound,
     InvalidArgument,
@@ -58,6 +59,15 @@ async def test_run_returns_how_it_ended_and_what_was_printed() -> None:
     assert launch.command.working_directory == "sub"
     assert launch.policy.resource_limits.timeout_seconds == 5
     assert launch.policy.resource_limits.max_memory_mb == 2048
+
+
+async def test_run_returns_what_was_refused_and_moved() -> None:
+    denial = Denial(DenialKind.NETWORK, "a.example:443", "network.allowed_domains", "It is not allowed.", 2)
+    script = Script(denials=[denial], denials_omitted=3, network_sent_bytes=1, network_received_bytes=2)
+    async with opened(tool=script) as (sandbox, _):
+        result = await sandbox.run(["tool"])
+    assert (result.denials, result.denials_omitted) == ((denial,), 3)
+    assert (result.usage.network_sent_bytes, result.usage.network_received_bytes) == (1, 2)
 
 
 async def test_a_policy_is_a_mapping_or_a_value_and_is_held_under_the_ceiling() -> None:

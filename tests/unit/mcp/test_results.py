@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_core.domain.command import Command
+from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import InvalidArgument, PolicyRefused, PolicyViolation, ServerDraining, ServerFull
 from sandbox_core.domain.events import EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, new_execution_id
+from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.store import LogPage
@@ -23,7 +25,7 @@ from sandbox_mcp import output_schemas
 from sandbox_mcp.failures import error_fields, internal_error_fields
 from sandbox_mcp.payloads import execution_payload
 from sandbox_mcp.replies import SandboxReplies, Wishes
-from sandbox_mcp.views import Cursor, ExecutionView, ShownEvent, parse_cursor, view_of_page
+from sandbox_mcp.views import Cursor, ExecutionView, ShownEvent, StatusView, parse_cursor, view_of_page
 from sandbox_mcp.words import ending_line, shown_text
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -95,6 +97,61 @@ def test_payload_keeps_nulls_and_fits_the_schema() -> None:
         jsonschema.validate(payload, output_schemas.EXECUTION)
         assert "exit_code" in payload
     assert payload["signal"] is None
+
+
+def test_the_schema_names_every_measure() -> None:
+    properties = output_schemas.STATUS["properties"]
+    assert set(properties["usage"]["properties"]) == set(ResourceUsage.__dataclass_fields__)
+    assert set(properties["isolation"]["properties"]) == set(Isolation.__dataclass_fields__)
+
+
+def refused(count: int) -> Execution:
+    return ended(
+        TerminationReason.EXITED,
+        exit_code=1,
+        denials=tuple(
+            Denial(DenialKind.NETWORK, f"host-{number}:443", "network.allowed_domains", "It is not allowed.", number)
+            for number in range(1, count + 1)
+        ),
+    )
+
+
+def test_what_was_refused_is_in_the_fields_and_in_one_line_of_the_text() -> None:
+    result = SandboxReplies().reply("execute_code", ExecutionView(refused(1), last_event_id="2"), Wishes())
+    said = result["structuredContent"]
+    jsonschema.validate(said, output_schemas.EXECUTION)
+    assert said["denials"] == [
+        {
+            "kind": "network",
+            "target": "host-1:443",
+            "rule": "network.allowed_domains",
+            "message": "It is not allowed.",
+            "count": 1,
+        }
+    ]
+    assert "denials_omitted" not in said
+    assert result["content"][0]["text"] == (
+        "[exit 1 in 120 ms]\n[refused: network host-1:443 (network.allowed_domains): It is not allowed]"
+    )
+
+
+def test_many_refusals_are_named_a_few_at_a_time_and_counted() -> None:
+    execution = refused(4)
+    assert execution.outcome is not None
+    more = replace(execution, outcome=replace(execution.outcome, denials_omitted=5))
+    result = SandboxReplies().reply("get_execution_status", StatusView(more, "3"), Wishes())
+    jsonschema.validate(result["structuredContent"], output_schemas.STATUS)
+    assert (len(result["structuredContent"]["denials"]), result["structuredContent"]["denials_omitted"]) == (4, 5)
+    _, line = result["content"][0]["text"].splitlines()
+    assert line.startswith("[refused: network host-1:443 (network.allowed_domains); ")
+    assert line.endswith("; network host-3:443 (network.allowed_domains, 3 times); 9 more]")
+
+
+def test_nothing_refused_is_an_empty_list_and_no_words() -> None:
+    view = ExecutionView(ended(TerminationReason.EXITED, exit_code=0), last_event_id="0")
+    result = SandboxReplies().reply("execute_code", view, Wishes())
+    assert result["structuredContent"]["denials"] == []
+    assert "refused" not in result["content"][0]["text"]
 
 
 @pytest.mark.parametrize(
