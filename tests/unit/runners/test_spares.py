@@ -104,9 +104,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def open_pool(builder: Builder, size: int = 2) -> AsyncIterator[SparePool[FakeSpare]]:
+async def open_pool(builder: Builder, size: int = 2, pause_seconds: float = 0) -> AsyncIterator[SparePool[FakeSpare]]:
     async with anyio.create_task_group() as tasks:
-        pool = SparePool(size, build=builder.build, end=builder.end, tasks=tasks)
+        pool = SparePool(size, build=builder.build, end=builder.end, tasks=tasks, pause_seconds=pause_seconds)
         yield pool
         await pool.aclose()
 
@@ -134,6 +134,19 @@ async def test_spares_are_built_for_limits_asked_twice_in_a_row_and_used_once() 
         assert builder.waiting([first, second]) == 2
     assert not first.ended
     assert all(spare.ended for spare in builder.built if spare not in (first, second))
+
+
+@pytest.mark.anyio
+async def test_none_is_built_beside_a_command_that_has_only_just_begun() -> None:
+    builder = Builder()
+    async with open_pool(builder, pause_seconds=0.05) as pool:
+        pool.take(SMALL)
+        pool.take(SMALL)
+        await settle()
+        assert builder.built == []
+        with anyio.fail_after(10):
+            while pool.waiting < 2:
+                await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio
