@@ -12,6 +12,7 @@ from sandbox_adapters.runners.child.wire import STATUS_NOT_STARTED
 from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_adapters.runners.reported_denials import LastWords
 from sandbox_adapters.runners.tree_limits import TreeRecord, with_tree
 from sandbox_core.domain.errors import InputClosed
 from sandbox_core.domain.isolation import Isolation
@@ -22,6 +23,7 @@ _BWRAP_PREFIX = b"bwrap: "
 _HOLD_SECONDS = 1.0
 """bwrap exits at once after a complaint; a program that prints the same words first waits this long at most."""
 _MAX_COMPLAINT_BYTES = 64 * 1024
+_PIPE_BYTES = 1 << 20
 _SIGNAL_BASE = 128
 _END_SECONDS = 20
 _LOST_SECONDS = 2
@@ -48,6 +50,7 @@ class BubblewrapProcess:
         self._exit: ProcessExit | None = None
         self._first_stderr = True
         self._held = b""
+        self._last_words = LastWords()
 
     @property
     def isolation(self) -> Isolation:
@@ -75,6 +78,8 @@ class BubblewrapProcess:
             return await self._stdout.read(max_bytes)
         if not self._held:
             data = await self._stderr.read(max_bytes)
+            if data:
+                self._last_words.add(data)
             if not (self._first_stderr and data.startswith(_BWRAP_PREFIX)):
                 if data or not self._held:
                     self._first_stderr = False
@@ -123,7 +128,8 @@ class BubblewrapProcess:
             # A signal may come between bwrap's last fork and the execution; bwrap itself fails with 1,
             # and the dynamic loader with 127.
             exit_ = exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True)
-            self._end(with_tree(exit_, limits, _tree_record(answer)))
+            exit_ = with_tree(exit_, limits, _tree_record(answer))
+            self._end(exit_ if exit_.exit_code == 0 else self._with_denials(exit_))
         else:
             self._finish_failed_start()
 
@@ -149,6 +155,13 @@ class BubblewrapProcess:
                     await self._ended.wait()
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
+
+    def _with_denials(self, exit_: ProcessExit) -> ProcessExit:
+        # Nobody writes any more, so this is at most what the pipe holds; the reader gets it from here.
+        while more := self._stderr.read_now(_PIPE_BYTES):
+            self._held += more
+            self._last_words.add(more)
+        return self._last_words.with_denials(exit_, self._launch.policy)
 
     def _finish_failed_start(self) -> None:
         if not self._first_stderr and not self._held:
