@@ -10,6 +10,7 @@ from anyio.abc import TaskStatus
 
 from sandbox_core.application.admission import Admission
 from sandbox_core.application.endings import terminal_draft
+from sandbox_core.application.leases import LeaseKeeper
 from sandbox_core.application.run import ExecutionRun, RunConfig
 from sandbox_core.domain.errors import (
     ClaimRefused,
@@ -40,12 +41,12 @@ class SupervisorConfig:
     """How the back behaves.
 
     Args:
-        lease_seconds: how long a node may be silent before its executions are marked lost; renewed every third of it.
+        lease_seconds: how long a node may be silent; its executions are marked lost at most a third of it later.
         retry_seconds: pause after a queue or store that is away.
         run: see RunConfig.
     """
 
-    lease_seconds: float = 15.0
+    lease_seconds: float = 9.0
     retry_seconds: float = 1.0
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -79,6 +80,14 @@ class ExecutionSupervisor:
         self._quota = quota
         self._admission = Admission(store=store, node=node, quota=quota, lease_seconds=self._config.lease_seconds)
         self._runs: dict[ExecutionId, ExecutionRun] = {}
+        self._leases = LeaseKeeper(
+            store=store,
+            clock=clock,
+            node=node,
+            runs=self._runs,
+            lease_seconds=self._config.lease_seconds,
+            retry_seconds=self._config.retry_seconds,
+        )
         self._taking: anyio.CancelScope | None = None
         self._working: anyio.CancelScope | None = None
         self._idle = anyio.Event()
@@ -101,7 +110,7 @@ class ExecutionSupervisor:
         try:
             async with anyio.create_task_group() as tasks:
                 self._working = tasks.cancel_scope
-                tasks.start_soon(self._every_third_of_a_lease)
+                tasks.start_soon(self._leases.work)
                 room = anyio.Semaphore(self._quota.per_node)
                 with anyio.CancelScope() as self._taking:
                     task_status.started()
@@ -191,44 +200,6 @@ class ExecutionSupervisor:
             await self._queue.recheck()
         except InfrastructureError as error:
             _log.warning("place of %s was not released and will lapse: %s", item.execution_id, error)
-
-    async def _every_third_of_a_lease(self) -> None:
-        deadline = self._clock.monotonic()
-        while True:
-            deadline = max(deadline, self._clock.monotonic()) + self._config.lease_seconds / 3
-            await self._clock.sleep_until(deadline)
-            try:
-                await self._renew()
-                await self._end_lapsed()
-            except InfrastructureError as error:
-                _log.warning("leases could not be kept: %s", error)
-
-    async def _renew(self) -> None:
-        held = {id_: run for id_, run in self._runs.items() if run.lease is not None}
-        leases = [run.lease for run in held.values() if run.lease is not None]
-        if not leases:
-            return
-        kept = await self._store.renew(leases, lease_seconds=self._config.lease_seconds)
-        lost = held.keys() - {lease.execution_id for lease in kept}
-        for execution_id in lost & self._runs.keys():
-            held[execution_id].end(TerminationReason.LOST, "Another node took over.", force=True)
-
-    async def _end_lapsed(self) -> None:
-        """Mark as lost what the silence of another node left running. It is never run again."""
-        for execution_id in await self._store.lapsed():
-            if execution_id in self._runs:
-                continue
-            try:
-                claim = await self._store.seize(execution_id, self._node, lease_seconds=self._config.lease_seconds)
-                outcome = Outcome(
-                    reason=TerminationReason.LOST,
-                    message="The node that ran it is gone; what it printed until then is kept.",
-                )
-                now = self._clock.now()
-                ended = claim.execution.apply(claim.execution.finish(outcome, now))
-                await self._store.append(claim.lease, [terminal_draft(ended, outcome, now)], ended)
-            except (ClaimRefused, ExecutionNotFound, LeaseLost):
-                continue  # another node was faster, or it came back
 
     async def _end_unstarted(self, item: QueueItem) -> None:
         try:
