@@ -1,7 +1,8 @@
 """The egress proxy: HTTP, CONNECT and SOCKS5 out of one sandbox, by one set of rules.
 
 rules, hosts, addresses, requests, tls_hello, replies     pure: what is asked for, and whether it may be
-resolver, streams, socks, tunnel, http_front, http_forward  bytes in and out
+own_addresses                                              which addresses are this machine's
+resolver, static_lookup, streams, socks, tunnel, http_front, http_forward  bytes in and out
 gate                                                       the one decision for every way in
 proxy, connection                                          the life of a listener and of a connection
 """
@@ -9,12 +10,15 @@ proxy, connection                                          the life of a listene
 from sandbox_adapters.egress.addresses import AddressPolicy
 from sandbox_adapters.egress.environment import proxy_environment
 from sandbox_adapters.egress.http_front import HeaderInjector
+from sandbox_adapters.egress.own_addresses import is_own_address
 from sandbox_adapters.egress.proxy import EgressProxy
-from sandbox_adapters.egress.resolver import Lookup
-from sandbox_adapters.egress.rules import Decision, EgressRules
+from sandbox_adapters.egress.resolver import Lookup, SystemLookup
+from sandbox_adapters.egress.rules import DEFAULT_PORTS, Decision, EgressRules
+from sandbox_adapters.egress.static_lookup import StaticLookup
 from sandbox_adapters.egress.values import Denial, EgressLimits, EgressUsage
 
 __all__ = [
+    "DEFAULT_PORTS",
     "AddressPolicy",
     "Decision",
     "Denial",
@@ -24,5 +28,8 @@ __all__ = [
     "EgressUsage",
     "HeaderInjector",
     "Lookup",
+    "StaticLookup",
+    "SystemLookup",
+    "is_own_address",
     "proxy_environment",
 ]

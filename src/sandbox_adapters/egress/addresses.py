@@ -7,6 +7,7 @@ registries (RFC 6890 and later), and the clouds' documentation for metadata addr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
@@ -64,6 +65,8 @@ _REFUSED: tuple[tuple[IpNetwork, str], ...] = tuple(
     )
 )
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
+_GRANTABLE = frozenset({"private", "carrier-grade NAT", "unique local", "loopback"})
+"""Reasons that an operator may set aside for networks of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,18 @@ class AddressPolicy:
     Args:
         also_refused: the operator's own networks that look public, for example the host's public address or a
             network-specific NAT64 prefix (RFC 6052, section 3.1).
+        also_reachable: private networks that may be dialled after all, for example that of an internal mirror. Never
+            sets aside anything but private, shared (RFC 6598) and unique local addresses, and loopback ones that are
+            given singly; cloud metadata stays refused.
+        is_own: tells the addresses of this machine, which are refused whatever they look like, unless
+            `also_reachable` gives one singly (/32 or /128). None for a machine without others to be afraid of.
         loopback_reachable_for_tests: lets 127.0.0.0/8 and ::1 through, so that a test can dial its own server. Never
             set it where anything is served: every service on the host's loopback would be within reach.
     """
 
     also_refused: tuple[IpNetwork, ...] = ()
+    also_reachable: tuple[IpNetwork, ...] = ()
+    is_own: Callable[[IpAddress], bool] | None = None
     loopback_reachable_for_tests: bool = False
 
     def refusal(self, address: IpAddress) -> str | None:
@@ -88,9 +98,14 @@ class AddressPolicy:
             return "refused by the operator"
         if self.loopback_reachable_for_tests and any(address in network for network in _LOOPBACK):
             return None
-        for network, reason in _REFUSED:
-            if address in network:
-                return reason
-        if address.version == 6 and address not in _GLOBAL_UNICAST:
-            return "not global unicast"
+        granted = [network for network in self.also_reachable if address in network]
+        singly = any(network.num_addresses == 1 for network in granted)
+        reason = next((reason for network, reason in _REFUSED if address in network), None)
+        if reason is None and address.version == 6 and address not in _GLOBAL_UNICAST:
+            reason = "not global unicast"
+        set_aside = granted and reason in _GRANTABLE and (reason != "loopback" or singly)
+        if reason is not None and not set_aside:
+            return reason
+        if self.is_own is not None and not singly and self.is_own(address):
+            return "an address of this machine"
         return None

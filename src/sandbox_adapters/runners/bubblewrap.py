@@ -25,7 +25,9 @@ from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import ALL, Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
-from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
+from sandbox_adapters.runners.network import Egress
+from sandbox_adapters.runners.network_execution import ExecutionNetwork
+from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, memory_file, open_pipes
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
@@ -81,6 +83,7 @@ class BubblewrapRunner:
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
         controls: for tests of what a wall holds back; nothing else may take one away.
         spares: how many sandboxes wait, built ahead for the limits asked for last; see SparePool. 0 for none.
+        egress: the way out for executions that are granted names; the public internet by default.
 
     Raises ValueError for a read-only path that is relative or in the way of the sandbox's own directories.
     Raises, on entering: RunnerUnavailable, naming each bwrap that was tried, why it failed, and the fix.
@@ -94,12 +97,14 @@ class BubblewrapRunner:
         runtime_base: str | None = None,
         spares: int = 2,
         controls: Controls = ALL,
+        egress: Egress | None = None,
     ) -> None:
         self._bwrap_path = bwrap_path
         self._read_only_paths = tuple(read_only_paths)
         self._runtime_base = runtime_base
         self._spare_count = spares
         self._controls = controls
+        self._egress = Egress() if egress is None else egress
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
@@ -145,6 +150,7 @@ class BubblewrapRunner:
             if unavailable is None:
                 # What the first sweep had to kill has ended by now.
                 self._walls.cgroups.sweep()
+                await self._egress.self_test(self._start)
                 self._spares = SparePool(self._spare_count, build=self._launch, end=self._retire, tasks=self._tasks)
                 stack.push_async_callback(self._spares.aclose)
                 self._stack = stack.pop_all()
@@ -160,7 +166,8 @@ class BubblewrapRunner:
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
         """See ProcessRunner."""
-        return bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
+        found = bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
+        return [*self._egress.violations(policy.network), *found]
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""
@@ -173,12 +180,14 @@ class BubblewrapRunner:
             raise PolicyRefused(violations)
         process = await self._from_spare(launch) or await self._launch(launch)
         try:
+            if process.network is not None and self._tasks is not None:
+                await process.network.start(self._tasks, process.wait)
             yield process
         finally:
             await self._retire(process)
 
     async def _from_spare(self, launch: Launch) -> BubblewrapProcess | None:
-        if self._spares is None:
+        if self._spares is None or launch.policy.network.allowed_domains:
             return None
         script = self._view.spare_script(launch.command)
         if script is None:
@@ -197,14 +206,17 @@ class BubblewrapRunner:
             self._uids.discard(process.isolation.kernel_uid or 0)
 
     async def _launch(self, launch: Launch) -> BubblewrapProcess:
+        network = self._egress.open(launch.policy.network)
         uid = self._take_uid()
         try:
-            return await self._launch_as(launch, uid)
+            return await self._launch_as(launch, uid, network)
         except BaseException:
             self._uids.discard(uid)
+            if network is not None:
+                await network.close()
             raise
 
-    async def _launch_as(self, launch: Launch, uid: int) -> BubblewrapProcess:
+    async def _launch_as(self, launch: Launch, uid: int, network: ExecutionNetwork | None) -> BubblewrapProcess:
         program, link = self._program, self._living_link()
         assert program is not None  # noqa: S101 - set on entering
         number = self._next_number
@@ -212,7 +224,7 @@ class BubblewrapRunner:
         theirs: list[int] = []
         ours: list[int] = []
         try:
-            self._open_pipes(launch, uid, theirs, ours)
+            self._open_pipes(launch, uid, theirs, ours, network)
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
             # Inside, the sandbox's pid 1 is counted too.
@@ -231,8 +243,10 @@ class BubblewrapRunner:
                 tree_processes=tree_processes,
                 tree_cpu_seconds=tree_cpu_seconds,
                 limits=tuple(self._rlimits(limits)),
+                proxy_port=0 if network is None else network.port,
             )
-            process = BubblewrapProcess(number, link, launch, self._isolation(limits, uid, program), pipes)
+            isolation = self._isolation(limits, uid, program, network)
+            process = BubblewrapProcess(number, link, launch, isolation, pipes, network)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
             try:
@@ -252,30 +266,18 @@ class BubblewrapRunner:
             _close(descriptor for descriptor in theirs if descriptor != self._null)
         return process
 
-    def _open_pipes(self, launch: Launch, uid: int, theirs: list[int], ours: list[int]) -> None:
-        """Fill both lists, also partly when it fails: theirs are stdin, stdout, stderr and bwrap's options."""
+    def _open_pipes(
+        self, launch: Launch, uid: int, theirs: list[int], ours: list[int], network: ExecutionNetwork | None
+    ) -> None:
+        """Fill both lists, also partly when it fails: theirs are as `wire.RUN` has them."""
         command = launch.command
-        if command.stdin or command.interactive:
-            read, write = os.pipe2(os.O_CLOEXEC)
-            theirs.append(read)
-            ours.append(write)
-        else:
-            theirs.append(self._null)
-            ours.append(-1)
-        for _ in range(2):
-            read, write = os.pipe2(os.O_CLOEXEC)
-            theirs.append(write)
-            ours.append(read)
-        if uid >= 0:
-            # So that the command may open /dev/stdin, /dev/stdout and /dev/stderr.
-            for descriptor in theirs:
-                if descriptor != self._null:
-                    os.fchown(descriptor, uid, uid)
-        options = os.memfd_create("bwrap-options", os.MFD_CLOEXEC)
-        theirs.append(options)
-        view = self._view.options(command, launch.policy.resource_limits.workspace_mb)
-        os.write(options, self._controls.options(view))
-        os.lseek(options, 0, os.SEEK_SET)
+        null = None if command.stdin or command.interactive else self._null
+        open_pipes(theirs, ours, null=null, uid=uid)
+        environment = {} if network is None else network.environment
+        view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment)
+        theirs.append(memory_file("bwrap-options", self._controls.options(view)))
+        if network is not None:
+            theirs.append(network.detach_launchers_end())
 
     def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:
         if not self._controls.has(Control.RLIMITS):
@@ -291,7 +293,9 @@ class BubblewrapRunner:
         """By how much the rlimit is higher, so that the cgroup refuses first: only that one tells."""
         return 1 if self._walls.bounds_processes else 0
 
-    def _isolation(self, limits: ResourceLimits, uid: int, program: _Program) -> Isolation:
+    def _isolation(
+        self, limits: ResourceLimits, uid: int, program: _Program, network: ExecutionNetwork | None
+    ) -> Isolation:
         held = {name: text for name, text in _MECHANISMS.items() if getattr(limits, name) is not None}
         if limits.max_processes is not None:
             held["max_processes"] = "rlimit_nproc, unique uid" if uid >= 0 else "rlimit_nproc, user namespace"
@@ -299,11 +303,11 @@ class BubblewrapRunner:
             runner=self.name,
             version=program.version,
             isolated=True,
-            network="none",
+            network="none" if network is None else "egress",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
             layers=self._layers,
             limits=self._controls.limits({**held, **self._walls.mechanisms(limits)}),
-            facts=dict(self._walls.facts),
+            facts={**self._walls.facts, **(self._egress.facts() if network is not None else {})},
         )
 
     def _take_uid(self) -> int:

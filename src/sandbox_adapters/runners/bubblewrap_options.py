@@ -60,15 +60,18 @@ class SandboxView:
         self._search_path = base["PATH"]
         self._sized: dict[int | None, bytes] = {}
 
-    def options(self, command: Command, workspace_mb: int | None) -> bytes:
-        """Return bwrap's options for one command, each ended by a NUL as `--args` wants them."""
+    def options(self, command: Command, workspace_mb: int | None, environment: Mapping[str, str]) -> bytes:
+        """Return bwrap's options for one command, each ended by a NUL as `--args` wants them.
+
+        The variables of `environment` stand under the command's own.
+        """
         sized = self._sized.get(workspace_mb)
         if sized is None:
             if len(self._sized) >= 64:
                 self._sized.clear()
             sized = self._sized[workspace_mb] = _pack(_private_directories(workspace_mb))
         directory = WORKSPACE if command.working_directory is None else inside_sandbox(command.working_directory)
-        own = _pack(("--chdir", directory, *_setenv(command.environment)))
+        own = _pack(("--chdir", directory, *_setenv({**environment, **command.environment})))
         return b"".join((self._constant, sized, self._environment, own))
 
     def spare_script(self, command: Command) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What a policy asks for that bubblewrap alone cannot enforce."""
+"""What a policy asks for that bubblewrap alone cannot enforce; see `network.Egress` for its network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,6 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequ
     A denial of what the sandbox does not have is enforced by its absence.
     """
     found = []
-    for name in policy.network.allowed_domains:
-        found.append(
-            PolicyViolation(
-                "network.allowed_domains", name, "no domain",
-                "there is no egress proxy yet, so this runner can enforce only no network at all",
-            )
-        )  # fmt: skip
     for path in policy.filesystem.deny_read:
         if may_cover(path, readable):
             found.append(

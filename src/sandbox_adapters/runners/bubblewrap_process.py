@@ -11,6 +11,7 @@ from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES
 from sandbox_adapters.runners.child.wire import STATUS_NOT_STARTED
 from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
+from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
 from sandbox_adapters.runners.reported_denials import LastWords
 from sandbox_adapters.runners.tree_limits import TreeRecord, with_tree
@@ -40,12 +41,15 @@ class BubblewrapProcess:
         launch: Launch,
         isolation: Isolation,
         pipes: tuple[InputPipe, OutputPipe, OutputPipe],
+        network: ExecutionNetwork | None = None,
     ) -> None:
         self._number = number
         self._link = link
         self._launch = launch
         self._isolation = isolation
         self._stdin, self._stdout, self._stderr = pipes
+        self.network = network
+        """Its way out; None for a sandbox that has none."""
         self._ended = anyio.Event()
         self._exit: ProcessExit | None = None
         self._first_stderr = True
@@ -115,6 +119,9 @@ class BubblewrapProcess:
         """See Process."""
         await self._ended.wait()
         assert self._exit is not None  # noqa: S101 - set before the event
+        if self.network is not None:
+            await self.network.close()
+            return self.network.told(self._exit)
         return self._exit
 
     def finish(self, answer: Answer) -> None:
@@ -153,6 +160,8 @@ class BubblewrapProcess:
                 await self._link.kill(self._number)
                 with anyio.move_on_after(_END_SECONDS):
                     await self._ended.wait()
+            if self.network is not None:
+                await self.network.close()
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
@@ -179,6 +188,8 @@ class BubblewrapProcess:
     def _end(self, exit_: ProcessExit) -> None:
         if self._exit is None:
             self._exit = exit_
+            if self.network is not None:
+                self.network.stop()
             self._stdin.close()
             self._ended.set()
 

@@ -13,6 +13,41 @@ _GROWN_PIPE_BYTES = 256 * 1024
 _F_SETPIPE_SZ = 1031
 
 
+def open_pipes(theirs: list[int], ours: list[int], *, null: int | None, uid: int) -> None:
+    """Append a process's standard input, output and error to `theirs` and our ends to `ours`, also when it fails.
+
+    With `null` that is its input, and ours -1. With a uid (not -1) the pipes become that one's, so that a command
+    may open /dev/stdin, /dev/stdout and /dev/stderr. Raises OSError.
+    """
+    if null is None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        theirs.append(read)
+        ours.append(write)
+    else:
+        theirs.append(null)
+        ours.append(-1)
+    for _ in range(2):
+        read, write = os.pipe2(os.O_CLOEXEC)
+        theirs.append(write)
+        ours.append(read)
+    if uid >= 0:
+        for descriptor in theirs:
+            if descriptor != null:
+                os.fchown(descriptor, uid, uid)
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """Return a descriptor that reads `content` from its start. Raises OSError."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 class OutputPipe:
     """The reading end of a pipe, with at most one reader at a time. Takes ownership of `descriptor`."""
 

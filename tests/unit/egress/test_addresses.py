@@ -69,3 +69,33 @@ def test_the_operator_can_refuse_more() -> None:
     assert policy.refusal(ip_address("1.1.1.1")) == "refused by the operator"
     assert policy.refusal(ip_address("2606:4700::1")) == "refused by the operator"
     assert policy.refusal(ip_address("1.0.0.1")) is None
+
+
+WIDE = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("10.0.0.1", None), ("192.168.1.1", None), ("100.64.0.1", None), ("fd12:3456::1", None), ("1.1.1.1", None),
+        ("127.0.0.1", "loopback"), ("::1", "loopback"), ("100.100.100.200", "cloud metadata"),
+        ("169.254.169.254", "cloud metadata"), ("fd00:ec2::254", "cloud metadata"), ("169.254.1.1", "link-local"),
+        ("64:ff9b::a00:1", "NAT64"), ("::ffff:10.0.0.1", "IPv4-mapped"), ("2002:a00:1::", "6to4"),
+        ("224.0.0.1", "multicast"), ("0.0.0.0", "unspecified"), ("4000::1", "not global unicast"),
+    ],
+)  # fmt: skip
+def test_the_widest_grant_opens_private_networks_and_nothing_else(text: str, reason: str | None) -> None:
+    assert AddressPolicy(also_reachable=WIDE).refusal(ip_address(text)) == reason
+
+
+def test_a_refusal_of_the_operators_wins_over_a_grant() -> None:
+    policy = AddressPolicy(also_reachable=WIDE, also_refused=(ip_network("10.0.0.0/8"),))
+    assert policy.refusal(ip_address("10.0.0.1")) == "refused by the operator"
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5", "8.8.8.8", "127.0.0.1"])
+def test_this_machine_is_reached_only_where_its_address_is_granted_singly(text: str) -> None:
+    address = ip_address(text)
+    assert AddressPolicy(also_reachable=WIDE, is_own=lambda found: found == address).refusal(address) is not None
+    single = AddressPolicy(also_reachable=(*WIDE, ip_network(text)), is_own=lambda found: found == address)
+    assert single.refusal(address) is None
