@@ -62,7 +62,7 @@ def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 
     visible = [str(path) for path in settings.read_only_paths]
-    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=visible)
+    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=visible, spares=settings.spares)
 
 
 def local_runner() -> ProcessRunner:

@@ -169,6 +169,12 @@ class Settings(_ReadableErrors):
         allow_inf_nan=False,
         description="Time from the request to end (SIGTERM) to SIGKILL, seconds.",
     )
+    spares: int = Field(
+        default=2,
+        ge=0,
+        le=32,
+        description="How many sandboxes wait, built ahead for the limits asked for last; 0: none. About 0.2 MiB each.",
+    )
     bwrap_path: Path | None = Field(
         default=None,
         description="The bwrap program. Unset: the packaged one or the system's, whichever passes the self-test.",
