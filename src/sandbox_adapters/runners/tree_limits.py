@@ -36,14 +36,17 @@ def with_tree(exit_: ProcessExit, limits: ResourceLimits, tree: TreeRecord) -> P
         if failed:
             reason = TerminationReason.PROCESSES
             message = f"The limit of {limits.max_processes} processes refused {tree.forks_refused} more."
-    if tree.oom_kills and limits.max_memory_mb is not None:
-        reached = None if tree.peak_memory_bytes is None else round(tree.peak_memory_bytes / _MIB, 1)
-        hits.append(LimitHit("max_memory_mb", limits.max_memory_mb, reached))
+    if tree.oom_kills:
+        peak, limit = tree.peak_memory_bytes, limits.max_memory_mb
+        at_limit = limit is not None and (peak is None or peak >= limit * _MIB)
+        if limit is not None and at_limit:
+            hits.append(LimitHit("max_memory_mb", limit, None if peak is None else round(peak / _MIB, 1)))
         if failed:
             reason = TerminationReason.MEMORY
-            message = (
-                f"The kernel killed {tree.oom_kills} of its processes at the limit of {limits.max_memory_mb} MiB "
-                "of memory for all of them, with their files in /workspace and /tmp."
+            message = f"The kernel killed {tree.oom_kills} of its processes " + (
+                f"at the limit of {limit} MiB of memory for all of them, with their files in /workspace and /tmp."
+                if at_limit
+                else "because the server's own memory, or the machine's, was used up; it was not at a limit of its own."
             )
     return replace(
         exit_,

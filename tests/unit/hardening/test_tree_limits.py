@@ -43,24 +43,36 @@ def test_a_refused_process_is_why_a_command_failed() -> None:
 
 
 def test_memory_goes_before_processes() -> None:
-    exit_ = with_tree(ended(1), LIMITS, TreeRecord(MIB, 1, 10, 7))
+    exit_ = with_tree(ended(1), LIMITS, TreeRecord(100 * MIB, 1, 10, 7))
     assert exit_.reason is TerminationReason.MEMORY
     assert [hit.name for hit in exit_.limits_hit] == ["max_processes", "max_memory_mb"]
 
 
 def test_a_command_that_did_well_all_the_same_keeps_its_reason() -> None:
-    exit_ = with_tree(ended(0), LIMITS, TreeRecord(MIB, 1, 10, 7))
+    exit_ = with_tree(ended(0), LIMITS, TreeRecord(100 * MIB, 1, 10, 7))
     assert (exit_.reason, exit_.message, len(exit_.limits_hit)) == (TerminationReason.EXITED, None, 2)
 
 
 def test_a_reason_that_is_known_stays_and_its_limit_comes_first() -> None:
     hit = LimitHit("max_cpu_seconds", 1, 1.01)
     before = ProcessExit(reason=TerminationReason.CPU_TIME, exit_code=137, limits_hit=(hit,))
-    exit_ = with_tree(before, LIMITS, TreeRecord(MIB, 1, 2, 0))
+    exit_ = with_tree(before, LIMITS, TreeRecord(101 * MIB, 1, 2, 0))
     assert exit_.reason is TerminationReason.CPU_TIME
     assert [each.name for each in exit_.limits_hit] == ["max_cpu_seconds", "max_memory_mb"]
 
 
 def test_a_limit_that_was_not_set_is_not_named() -> None:
-    exit_ = with_tree(ended(1), ResourceLimits(), TreeRecord(MIB, 1, 2, 1))
+    exit_ = with_tree(ended(1), ResourceLimits(), TreeRecord(MIB, 0, 2, 1))
     assert (exit_.reason, exit_.limits_hit) == (TerminationReason.EXITED, ())
+
+
+@pytest.mark.parametrize("limits", [ResourceLimits(), LIMITS])
+def test_a_kill_below_the_limit_was_for_memory_that_others_lacked(limits: ResourceLimits) -> None:
+    exit_ = with_tree(ended(137), limits, TreeRecord(60 * MIB, 1, 2, 0))
+    assert (exit_.reason, exit_.limits_hit) == (TerminationReason.MEMORY, ())
+    assert "not at a limit of its own" in (exit_.message or "")
+
+
+def test_a_kill_is_taken_for_one_at_the_limit_where_no_peak_is_known() -> None:
+    exit_ = with_tree(ended(137), LIMITS, TreeRecord(None, 1, None, None))
+    assert exit_.limits_hit == (LimitHit("max_memory_mb", 100),)
