@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import json
 import os
 import shutil
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import ZipFile
 
 import anyio
 import pytest
@@ -20,6 +15,7 @@ import pytest
 from sandbox_adapters.egress import proxy_environment
 from tests.integration.egress.conftest import BOUND_SECONDS, Certificate, Running, Serving
 from tests.integration.egress.origins import Origin, file_origin
+from tests.integration.egress.sites import git_site, npm_site, pip_site
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -104,26 +100,9 @@ async def test_curl_cannot_hide_another_server_name_behind_an_allowed_one(
     assert not tls_origin.seen
 
 
-def make_wheel(folder: Path) -> Path:
-    info = "tinything-1.0.dist-info"
-    files = {
-        "tinything.py": "ANSWER = 42\n",
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
-    wheel = folder / "tinything-1.0-py3-none-any.whl"
-    with ZipFile(wheel, "w") as archive:
-        for name, text in [*files.items(), (f"{info}/RECORD", record)]:
-            archive.writestr(name, text)
-    return wheel
-
-
 async def test_pip_installs_from_an_index(serving: Serving, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    (site / "simple" / "tinything").mkdir(parents=True)
-    wheel = make_wheel(site / "simple" / "tinything")
-    (wheel.parent / "index.html").write_text(f'<!DOCTYPE html><a href="{wheel.name}">{wheel.name}</a>')
+    pip_site(site)
     with file_origin(site) as port:
         async with serving(ports=[port]) as running:
             argv = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "out"), "tinything"]
@@ -146,15 +125,7 @@ async def test_pip_installs_from_an_index(serving: Serving, tmp_path: Path) -> N
 
 @needs("git")
 async def test_git_clones_over_dumb_http(serving: Serving, tmp_path: Path) -> None:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "init.defaultBranch=main"]
-    work, bare = tmp_path / "work", tmp_path / "site" / "thing.git"
-    work.mkdir()
-    (work / "file").write_text("content")
-    for argv in (
-        ["git", *identity, "init", "-q", "."], ["git", "add", "file"], ["git", *identity, "commit", "-qm", "x"],
-        ["git", "clone", "-q", "--bare", ".", str(bare)], ["git", "-C", str(bare), "update-server-info"],
-    ):  # fmt: skip
-        await anyio.run_process(argv, cwd=work)
+    await git_site(tmp_path / "site", tmp_path / "work")
     with file_origin(tmp_path / "site") as port:
         async with serving(ports=[port]) as running:
             done = await run(running, ["git", "clone", "-q", f"http://origin.test:{port}/thing.git", "copy"], tmp_path)
@@ -234,22 +205,9 @@ async def test_the_commands_own_loopback_is_not_sent_to_the_proxy(
 @needs("npm")
 async def test_npm_installs_from_a_registry(serving: Serving, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    site.mkdir()
-    package = json.dumps({"name": "tinything", "version": "1.0.0", "main": "index.js"}).encode()
-    with tarfile.open(site / "tinything-1.0.0.tgz", "w:gz") as archive:
-        for name, content in (("package.json", package), ("index.js", b"module.exports = 42\n")):
-            entry = tarfile.TarInfo(f"package/{name}")
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    digest = base64.b64encode(hashlib.sha512((site / "tinything-1.0.0.tgz").read_bytes()).digest()).decode()
     with file_origin(site) as port:
         base = f"http://origin.test:{port}"
-        version = {
-            "name": "tinything", "version": "1.0.0",
-            "dist": {"tarball": f"{base}/tinything-1.0.0.tgz", "integrity": f"sha512-{digest}"},
-        }  # fmt: skip
-        document = {"name": "tinything", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
-        (site / "tinything").write_text(json.dumps(document))
+        npm_site(site, base)
         project = tmp_path / "project"
         project.mkdir()
         async with serving(ports=[port]) as running:
