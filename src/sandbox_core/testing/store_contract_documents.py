@@ -142,7 +142,7 @@ class DocumentContract:
         await harness.store.create(execution := pending(harness.clock, command=Command(shell="echo żółć")))
         raw = await harness.raw_read(execution.id)
         document = json.loads(raw.document)
-        assert document["v"] == 1
+        assert document["v"] == 2
         assert document["execution"]["id"] == execution.id
         assert document["execution"]["status"] == "pending"
         assert "echo żółć" in raw.document.decode()
@@ -184,7 +184,7 @@ class DocumentContract:
             lambda _: b"\xff\xfe",
             lambda document: json.dumps(document).encode()[:-1],
             lambda _: b"null",
-            lambda document: json.dumps(document | {"v": 2}).encode(),
+            lambda document: json.dumps(document | {"v": 99}).encode(),
             lambda document: json.dumps({"execution": document["execution"]}).encode(),
             lambda document: json.dumps(document | {"more": 1}).encode(),
             lambda document: json.dumps(document | {"execution": document["execution"] | {"more": 1}}).encode(),

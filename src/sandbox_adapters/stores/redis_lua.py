@@ -1,0 +1,151 @@
+"""What every script of RedisStateStore begins with: time, the keys of an execution, how they live and are indexed.
+
+Each execution has, beside the keys that people look at, one hash `meta:{id}` for the scripts: `st` status, `tok`
+fencing token, `seq` length of the log, `p` principal, `s` session, `g` the session in the guide's key, `k` idempotency
+key, `b` the last batch that was appended, `c` and `cl` who created and claimed it (so that a repetition is told from a
+rival). The parts of keys among them are quoted by `key_part`, so no value reaches a key of another kind.
+
+All keys of an execution expire at the same millisecond. Indexes live at least as long as their members. A write that
+Redis may refuse (no memory, another type in a key) comes before every other one, so that a script happens wholly or
+not at all; what only helps to find an execution is written with `pcall` after it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+REDIS_TIME: Final = """
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+"""
+"""Milliseconds by Redis's own clock: the clocks of replicas do not matter."""
+
+PRELUDE: Final = """
+local ns, ttl, run_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local leases, expiries = ns .. 'leases', ns .. 'expiries'
+local STATUSES = {'pending', 'running', 'completed', 'failed', 'timeout', 'cancelled'}
+
+local function keys_of(id)
+  return ns .. 'execution:' .. id, ns .. 'execution:' .. id .. ':output', ns .. 'meta:' .. id
+end
+
+local function indexes_of(m, status)
+  local mine = ns .. 'index:' .. m.p .. ':'
+  if m.s == '' then return {mine .. '*:' .. status} end
+  return {mine .. '*:' .. status, mine .. m.s .. ':' .. status}
+end
+
+local function session_set(m)
+  return ns .. 'session:' .. m.g .. ':executions'
+end
+
+local function idempotency_key(m)
+  return ns .. 'key:' .. m.p .. ':' .. m.k
+end
+
+local function keep(key, ms)
+  local left = redis.call('PTTL', key)
+  if left ~= -2 and left < ms then redis.pcall('PEXPIRE', key, ms) end
+end
+
+-- The meta hash as a table, or nil and why not.
+local function find(id)
+  local doc, _, meta = keys_of(id)
+  local v = redis.call('HMGET', meta, 'st', 'tok', 'seq', 'p', 's', 'g', 'k', 'b', 'c', 'cl')
+  local there = redis.call('EXISTS', doc) == 1
+  if not v[1] and not there then return nil, 'NOT_FOUND' end
+  local m = {id = id, st = v[1], tok = tonumber(v[2] or ''), seq = tonumber(v[3] or ''), p = v[4], s = v[5],
+             g = v[6], k = v[7], b = v[8], c = v[9], cl = v[10]}
+  if not there or not (m.st and m.tok and m.seq and m.p and m.s and m.g and m.k) then return nil, 'TORN' end
+  return m
+end
+
+-- Give an execution, and all that belongs to it, its whole time again.
+local function touch(m)
+  local doc, output, meta = keys_of(m.id)
+  local ms = ttl
+  if m.st == 'running' then
+    ms = run_ttl
+    if not redis.pcall('ZSCORE', leases, m.id) then redis.pcall('ZADD', leases, 'NX', now(), m.id) end
+  end
+  local t = redis.call('TIME')
+  local at = t[1] * 1000 + math.floor(t[2] / 1000) + ms
+  redis.pcall('PEXPIREAT', doc, at)
+  redis.pcall('PEXPIREAT', output, at)
+  redis.pcall('PEXPIREAT', meta, at)
+  if m.k ~= '' then redis.pcall('PEXPIREAT', idempotency_key(m), at) end
+  for _, index in ipairs(indexes_of(m, m.st)) do keep(index, ms) end
+  if m.g ~= '' then keep(session_set(m), ms) end
+end
+
+local function due_name(m)
+  return m.id .. '|' .. m.p .. '|' .. m.s .. '|' .. m.g
+end
+
+local function due(m)
+  redis.pcall('ZADD', expiries, now() + (m.st == 'running' and run_ttl or ttl), due_name(m))
+  keep(expiries, run_ttl + ttl)
+end
+
+local function index(m)
+  for _, name in ipairs(indexes_of(m, m.st)) do redis.pcall('ZADD', name, 0, m.id) end
+end
+
+local function unindex(m, status)
+  for _, name in ipairs(indexes_of(m, status)) do redis.pcall('ZREM', name, m.id) end
+end
+
+-- Forget every trace of an execution but its own keys.
+local function unlist(m)
+  for _, status in ipairs(STATUSES) do unindex(m, status) end
+  if m.g ~= '' then redis.pcall('SREM', session_set(m), m.id) end
+  redis.pcall('ZREM', leases, m.id)
+  redis.pcall('ZREM', expiries, due_name(m))
+end
+
+-- Clear away a few executions that have expired.
+local function sweep(most)
+  local found = redis.pcall('ZRANGEBYSCORE', expiries, '-inf', now(), 'LIMIT', 0, most)
+  if found.err then return end
+  for _, name in ipairs(found) do
+    local id, p, s, g = string.match(name, '^([^|]*)|([^|]*)|([^|]*)|([^|]*)$')
+    local left = id and redis.call('PTTL', (keys_of(id))) or -2
+    if left > 0 then
+      redis.pcall('ZADD', expiries, now() + left, name)
+    elseif id then
+      unlist({id = id, p = p, s = s, g = g})
+    else
+      redis.pcall('ZREM', expiries, name)
+    end
+  end
+end
+
+local function move(m, status)
+  unindex(m, m.st)
+  m.st = status
+  index(m)
+  due(m)
+end
+
+local function lease(m, ms)
+  redis.call('ZADD', leases, now() + ms, m.id)
+  keep(leases, run_ttl)
+end
+
+-- Tell waiters everywhere how far the log is, and the status.
+local function tell(m)
+  redis.call('PUBLISH', ns .. 'wake:' .. m.id, m.seq .. ' ' .. m.st)
+end
+
+local function push(output, first)
+  for start = first, #ARGV, 1000 do
+    redis.call('RPUSH', output, unpack(ARGV, start, math.min(start + 999, #ARGV)))
+  end
+end
+"""
+"""ARGV begins with the namespace, the time to live and that of running executions, both in milliseconds."""
+
+SWEPT_AT_ONCE: Final = 5
+"""Expired executions that a creation clears away at most: more than the one it adds."""
