@@ -70,9 +70,10 @@ def tools() -> str:
     parts = []
     for tool in anyio.run(_list_tools):
         parts += [f"### {tool['name']}", "", tool["description"].strip(), ""]
-        parts += ["| argument | type | default | meaning |", "| --- | --- | --- | --- |"]
-        required = tool["input"].get("required", [])
-        for name, schema in tool["input"].get("properties", {}).items():
+        required, properties = tool["input"].get("required", []), tool["input"].get("properties", {})
+        heading = ["| argument | type | default | meaning |", "| --- | --- | --- | --- |"]
+        parts += heading if properties else ["No arguments."]
+        for name, schema in properties.items():
             default = "required" if name in required else _json_default(schema)
             parts.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(schema.get('description', ''))} |")
         results = ", ".join(f"`{name}`" for name in tool["output"].get("properties", {}))

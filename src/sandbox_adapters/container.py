@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dependency_injector import containers, providers
 
 from sandbox_adapters.auth_tokens import load_auth_tokens
+from sandbox_adapters.capabilities import capabilities_of
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.limits import Limits, limits_in_force
@@ -111,6 +112,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     )
 
     limits: providers.Provider[Limits] = providers.Singleton(limits_in_force, settings, runner.provided.unenforceable)
+    capabilities = providers.Singleton(capabilities_of, runner, limits)
     service = providers.Singleton(
         ExecutionService,
         store=store,

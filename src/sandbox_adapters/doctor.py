@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
 import anyio
 from pydantic import SecretStr
 
+from sandbox_adapters.capabilities import Capabilities
+from sandbox_adapters.container import SandboxContainer
 from sandbox_adapters.runners.probes import Check, probe
-from sandbox_adapters.settings import Settings
+from sandbox_adapters.settings import Settings, SettingsError
+from sandbox_core.domain.errors import RunnerUnavailable
 
 REDIS_TIMEOUT_SECONDS = 3.0
 
@@ -21,6 +25,8 @@ class Diagnosis:
     runner: str
     works: bool
     checks: tuple[Check, ...]
+    capabilities: Capabilities | None = None
+    """What a server with these settings can enforce here; None when it could not start."""
 
 
 async def diagnose(settings: Settings) -> Diagnosis:
@@ -34,7 +40,25 @@ async def diagnose(settings: Settings) -> Diagnosis:
         checks = [Check("local runner", True, "chosen; it isolates nothing", required=True), *checks]
     if settings.redis_url is not None:
         checks = [*checks, await redis_check(settings.redis_url)]
-    return Diagnosis(runner=settings.runner, works=works, checks=tuple(checks))
+    capabilities = None
+    if works:
+        try:
+            capabilities = await _capabilities(settings)
+        except (SettingsError, RunnerUnavailable) as error:
+            works = False
+            fix = "Correct the settings, or mend what they need."
+            checks = [*checks, Check("settings", False, str(error), fix, required=True)]
+    return Diagnosis(runner=settings.runner, works=works, checks=tuple(checks), capabilities=capabilities)
+
+
+async def _capabilities(settings: Settings) -> Capabilities:
+    """Open the runner as a server would, and ask it."""
+    container = SandboxContainer(settings=settings)
+    runner = container.runner()
+    async with AsyncExitStack() as stack:
+        if isinstance(runner, AbstractAsyncContextManager):
+            await stack.enter_async_context(runner)
+        return container.capabilities()
 
 
 async def redis_check(url: SecretStr) -> Check:

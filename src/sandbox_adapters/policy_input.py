@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
@@ -120,6 +120,15 @@ def build_policy(sections: PolicyDict) -> ExecutionPolicy:
 def whole_float(value: Any) -> Any:
     """Return 5 for 5.0 and anything else as it is: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def policy_as_given(policy: ExecutionPolicy) -> PolicyDict:
+    """Return a policy in the shape of `sandbox_config`, without the limits that it does not set."""
+    sections: PolicyDict = {}
+    for name, section in asdict(policy).items():
+        said = {key: value for key, value in section.items() if value is not None}
+        sections[name] = {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()}
+    return sections
 
 
 @cache

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import anyio
 
+from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
@@ -39,7 +40,7 @@ class Sandbox:
     """Runs commands for one principal. Made by `open_sandbox`; every method raises ExecutionNotFound for foreign ids.
 
     `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
-    ceiling and the default limits in force.
+    ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for.
     """
 
     def __init__(
@@ -52,10 +53,12 @@ class Sandbox:
         queue: ExecutionQueue,
         runner: ProcessRunner,
         limits: Limits,
+        capabilities: Capabilities,
         principal: Principal = LOCAL_PRINCIPAL,
     ) -> None:
         self.settings = settings
         self.limits = limits
+        self.capabilities = capabilities
         self.service = service
         self.supervisor = supervisor
         self.runner = runner
@@ -73,6 +76,7 @@ class Sandbox:
             queue=self._queue,
             runner=self.runner,
             limits=self.limits,
+            capabilities=self.capabilities,
             principal=principal,
         )
 
@@ -326,4 +330,5 @@ def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:
         queue=container.queue(),
         runner=container.runner(),
         limits=container.limits(),
+        capabilities=container.capabilities(),
     )

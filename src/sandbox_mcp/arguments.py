@@ -165,6 +165,10 @@ class SendStdinArguments(Arguments):
     ] = False
 
 
+class CapabilitiesArguments(Arguments):
+    """get_capabilities takes none."""
+
+
 class CancelArguments(Arguments):
     """cancel_execution."""
 

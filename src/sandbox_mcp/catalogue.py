@@ -11,6 +11,7 @@ from sandbox_mcp import output_schemas
 from sandbox_mcp.arguments import (
     Arguments,
     CancelArguments,
+    CapabilitiesArguments,
     ExecuteArguments,
     ExecuteAsyncArguments,
     ListArguments,
@@ -25,7 +26,8 @@ Runs commands in isolated, short-lived sandboxes: no network, an empty private w
 command starts afresh, so put steps that share files into one command (`&&`, a here-document, or stdin to `python3 -`).
 execute_code waits and returns the output. A non-zero exit or a timeout is a result, not an error. For long programs \
 give yield_seconds, or start with execute_code_async, and read on with get_execution_output and the last_event_id of \
-the reply before. Long output is cut in the middle; the reply says how to read the rest."""
+the reply before. Long output is cut in the middle; the reply says how to read the rest. get_capabilities tells \
+what sandbox_config may ask for."""
 
 _READS = types.ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 _RUNS = types.ToolAnnotations(
@@ -106,6 +108,15 @@ _ENTRIES = (
         CancelArguments,
         output_schemas.CANCEL,
         _ENDS,
+    ),
+    _Entry(
+        "get_capabilities",
+        "What can be enforced",
+        "Return what this server enforces around every execution, and what sandbox_config may ask for: isolation "
+        "layers, what holds each limit, possible grants, the ceiling and the defaults.",
+        CapabilitiesArguments,
+        output_schemas.CAPABILITIES,
+        _READS,
     ),
 )
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from sandbox_adapters.doctor import Diagnosis, diagnose
 from sandbox_adapters.logging import configure_logging
 from sandbox_adapters.settings import Settings, unknown_variables
+from sandbox_mcp.capabilities import capabilities_payload, capabilities_text
 
 EXIT_CANNOT_WORK = 1
 
@@ -27,10 +28,20 @@ def examine(*, json_output: bool, runner: str | None) -> int:
     diagnosis = anyio.run(diagnose, settings)
     unknown = unknown_variables()
     if json_output:
-        typer.echo(json.dumps({**asdict(diagnosis), "unknown_variables": unknown}, indent=2))
+        typer.echo(json.dumps({**_found(diagnosis), "unknown_variables": unknown}, indent=2))
     else:
         _print(diagnosis, unknown)
     return 0 if diagnosis.works else EXIT_CANNOT_WORK
+
+
+def _found(diagnosis: Diagnosis) -> dict[str, Any]:
+    able = diagnosis.capabilities
+    return {
+        "runner": diagnosis.runner,
+        "works": diagnosis.works,
+        "checks": [asdict(check) for check in diagnosis.checks],
+        "capabilities": None if able is None else capabilities_payload(able),
+    }
 
 
 def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
@@ -42,6 +53,8 @@ def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
         state = Text("yes", style="green") if check.ok else Text("no", style="red")
         table.add_row(Text(check.name), state, Text(check.detail), Text("" if check.ok else check.fix))
     console.print(table)
+    if diagnosis.capabilities is not None:
+        console.print(Text(f"\n{capabilities_text(diagnosis.capabilities)}"))
     verdict = "can work here" if diagnosis.works else "cannot work here"
     console.print(Text(f"\nThe {diagnosis.runner} runner {verdict}."))
     for sentence in unknown:

@@ -12,9 +12,19 @@ from typing import Any, assert_never
 from sandbox_core.domain.events import EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.status import ExecutionStatus
+from sandbox_mcp.capabilities import capabilities_payload
 from sandbox_mcp.payloads import command_json, event_payload, times
 from sandbox_mcp.replies import ToolResult, Wishes, tool_result
-from sandbox_mcp.views import CancelView, ExecutionView, InputView, ListView, ShownEvent, StatusView, View
+from sandbox_mcp.views import (
+    CancelView,
+    CapabilitiesView,
+    ExecutionView,
+    InputView,
+    ListView,
+    ShownEvent,
+    StatusView,
+    View,
+)
 
 
 class GuideReplies:
@@ -35,6 +45,8 @@ class GuideReplies:
             case CancelView():
                 state = {"execution_id": view.execution.id, "status": _status(view.execution)}
                 return _result({"success": True, "was_running": view.was_running, **state})
+            case CapabilitiesView():
+                return _result(capabilities_payload(view.capabilities))
             case _:
                 assert_never(view)
 

@@ -162,5 +162,22 @@ EXECUTIONS: Final = _reply(
 )
 INPUT: Final = _reply({"execution_id": _TEXT, "success": _FLAG, "sent_bytes": {"type": "integer"}, "end": _FLAG})
 CANCEL: Final = _reply({**_STATE, "success": _FLAG, "was_running": _FLAG})
+CAPABILITIES: Final = _reply(
+    {
+        "server_version": _TEXT,
+        "runner": _TEXT,
+        "runner_version": _TEXT,
+        "isolated": _FLAG,
+        "network": _TEXT,
+        "layers": _TEXTS,
+        "facts": _TEXT_BY_NAME,
+        "limits": _TEXT_BY_NAME,
+        "network_grants": _FLAG,
+        "filesystem_grants": _FLAG,
+        "interception": _FLAG,
+        "ceiling": {"type": "object"},
+        "defaults": {"type": "object"},
+    }
+)
 GUIDE: Final[Schema] = {"type": "object"}
 """What the guide's server publishes for every tool: an object."""

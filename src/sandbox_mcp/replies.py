@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, assert_never
 
 from sandbox_core.domain.events import EventKind
+from sandbox_mcp.capabilities import capabilities_payload, capabilities_text
 from sandbox_mcp.payloads import (
     Encoding,
     cancel_payload,
@@ -14,7 +15,7 @@ from sandbox_mcp.payloads import (
     list_payload,
     status_payload,
 )
-from sandbox_mcp.views import CancelView, ExecutionView, InputView, ListView, StatusView, View
+from sandbox_mcp.views import CancelView, CapabilitiesView, ExecutionView, InputView, ListView, StatusView, View
 from sandbox_mcp.words import duration_ms, duration_words, ending_lines, shown_text, state_words, with_denials
 
 ToolResult = dict[str, Any]
@@ -62,6 +63,8 @@ class SandboxReplies:
             case InputView():
                 closed = ", input closed" if view.end else ""
                 return tool_result(f"[sent {view.sent_bytes} bytes{closed}]", input_payload(view))
+            case CapabilitiesView():
+                return tool_result(capabilities_text(view.capabilities), capabilities_payload(view.capabilities))
             case _:
                 assert_never(view)
 

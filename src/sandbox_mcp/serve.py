@@ -149,6 +149,7 @@ def _server_for(sandbox: Sandbox, settings: Settings) -> SandboxServer:
     bounds = [bound for bound in (default, largest) if bound is not None]
     return SandboxServer(
         sandbox.service,
+        capabilities=sandbox.capabilities,
         default_timeout_seconds=min(bounds, default=None),
         largest_timeout_seconds=largest,
         guide_replies=settings.guide_replies,

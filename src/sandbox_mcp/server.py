@@ -13,6 +13,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.policy_input import did_you_mean
 from sandbox_core.application.service import ExecutionService
@@ -41,6 +42,7 @@ class SandboxServer:
 
     Args:
         service: what the tools work on.
+        capabilities: what get_capabilities answers: the record of the back, which may be elsewhere.
         default_timeout_seconds: what an execution gets that asks for none, shown in the schemas; None: no limit.
         largest_timeout_seconds: the ceiling of timeout_seconds, shown in the schemas; None when there is none.
         guide_replies: answer in the shape of the guide's server.
@@ -50,13 +52,16 @@ class SandboxServer:
         self,
         service: ExecutionService,
         *,
+        capabilities: Capabilities,
         default_timeout_seconds: float | None = 60.0,
         largest_timeout_seconds: float | None = None,
         guide_replies: bool = False,
     ) -> None:
         default_bytes = LARGEST_RESULT_BYTES if guide_replies else DEFAULT_RESULT_BYTES
         self._replies: ReplyStyle = GuideReplies() if guide_replies else SandboxReplies()
-        self._tools = Tools(service, default_bytes=default_bytes, always_events=guide_replies)
+        self._tools = Tools(
+            service, capabilities=capabilities, default_bytes=default_bytes, always_events=guide_replies
+        )
         self._catalogue = build_catalogue(
             default_timeout_seconds=default_timeout_seconds,
             largest_timeout_seconds=largest_timeout_seconds,

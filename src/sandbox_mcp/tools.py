@@ -1,4 +1,4 @@
-"""The seven tools: what each one does with checked arguments. Words and shapes are elsewhere."""
+"""The eight tools: what each one does with checked arguments. Words and shapes are elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 from mcp.server.context import ServerRequestContext
 
+from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.submission import make_submission
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.domain.errors import InvalidArgument
@@ -18,6 +19,7 @@ from sandbox_core.domain.status import ExecutionStatus
 from sandbox_mcp.arguments import (
     Arguments,
     CancelArguments,
+    CapabilitiesArguments,
     ExecuteArguments,
     ExecuteAsyncArguments,
     ListArguments,
@@ -30,6 +32,7 @@ from sandbox_mcp.lifetime import wait_with_caller
 from sandbox_mcp.replies import Wishes
 from sandbox_mcp.views import (
     CancelView,
+    CapabilitiesView,
     Cursor,
     ExecutionView,
     InputView,
@@ -59,11 +62,20 @@ class Tools:
     """Runs the tools on a service.
 
     Args:
+        capabilities: what the back can enforce.
         default_bytes: output in a reply unless the caller says otherwise, bytes.
     """
 
-    def __init__(self, service: ExecutionService, *, default_bytes: int, always_events: bool = False) -> None:
+    def __init__(
+        self,
+        service: ExecutionService,
+        *,
+        capabilities: Capabilities,
+        default_bytes: int,
+        always_events: bool = False,
+    ) -> None:
         self._service = service
+        self._capabilities = capabilities
         self._default_bytes = default_bytes
         self._always_events = always_events
         self.entries = {
@@ -74,6 +86,7 @@ class Tools:
             "list_executions": ToolEntry(ListArguments, self._list),
             "send_stdin": ToolEntry(SendStdinArguments, self._send_stdin),
             "cancel_execution": ToolEntry(CancelArguments, self._cancel),
+            "get_capabilities": ToolEntry(CapabilitiesArguments, self._describe),
         }
 
     async def _execute(self, ctx: Context, caller: Caller, args: ExecuteArguments) -> tuple[View, Wishes]:
@@ -157,6 +170,9 @@ class Tools:
             caller.principal, execution_id, until_terminal=True, timeout_seconds=CANCEL_SHOWN_SECONDS
         )
         return CancelView(await self._service.get(caller.principal, execution_id), was_running), Wishes()
+
+    async def _describe(self, _: Context, __: Caller, ___: CapabilitiesArguments) -> tuple[View, Wishes]:
+        return CapabilitiesView(self._capabilities), Wishes()
 
     async def _submit(self, caller: Caller, args: ExecuteAsyncArguments) -> Execution:
         submission = make_submission(

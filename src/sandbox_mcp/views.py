@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from sandbox_adapters.capabilities import Capabilities
 from sandbox_core.application.log_view import LogEnds
 from sandbox_core.application.output_log import incomplete_suffix
 from sandbox_core.domain.errors import InvalidArgument
@@ -118,7 +119,14 @@ class CancelView:
     was_running: bool
 
 
-View = ExecutionView | StatusView | ListView | InputView | CancelView
+@dataclass(frozen=True, slots=True)
+class CapabilitiesView:
+    """What the server can enforce."""
+
+    capabilities: Capabilities
+
+
+View = ExecutionView | StatusView | ListView | InputView | CancelView | CapabilitiesView
 
 
 def view_of_ends(ends: LogEnds) -> ExecutionView:

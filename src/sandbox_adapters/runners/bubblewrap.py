@@ -21,6 +21,7 @@ from sandbox_adapters.runners.bubblewrap_options import SandboxView, readable_ro
 from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
 from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES, Walls
+from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilities, possible_grants
 from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import ALL, Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
@@ -168,6 +169,12 @@ class BubblewrapRunner:
         """See ProcessRunner."""
         found = bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
         return [*self._egress.violations(policy.network), *found]
+
+    def capabilities(self) -> RunnerCapabilities:
+        """See CapableRunner."""
+        assert self._program is not None  # noqa: S101 - set on entering
+        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
+        return RunnerCapabilities(isolation, *possible_grants(self.unenforceable))
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""

@@ -19,6 +19,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from sandbox_adapters.runners import child_program
+from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilities, possible_grants
 from sandbox_adapters.runners.child.remove_tree import remove_tree
 from sandbox_adapters.runners.environment import SANDBOX_PATH, base_environment, command_environment
 from sandbox_adapters.runners.exit_mapping import rlimits
@@ -103,6 +104,10 @@ class LocalRunner:
             if value is not None:
                 found.append(PolicyViolation(f"resource_limits.{name}", str(value), "no such limit", _REFUSAL))
         return [*found, *missing_layers(policy, ())]
+
+    def capabilities(self) -> RunnerCapabilities:
+        """See CapableRunner."""
+        return RunnerCapabilities(self._isolation(EVERY_LIMIT), *possible_grants(self.unenforceable))
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner."""

@@ -72,3 +72,29 @@ def test_a_redis_that_does_not_answer_is_named_without_its_password(cli: Cli, ur
 def test_a_misspelt_variable_is_named(cli: Cli) -> None:
     found, _ = diagnosis(cli("doctor", "--json", SANDBOX_MAX_CONCURENT="3"))
     assert "SANDBOX_MAX_CONCURRENT" in found["unknown_variables"][0]
+
+
+def test_it_shows_what_a_server_with_these_settings_can_enforce(cli: Cli) -> None:
+    done = cli(
+        "doctor",
+        "--json",
+        SANDBOX_CEILING='{"resource_limits": {"max_memory_mb": 99}, "isolation": {"require": ["seccomp"]}}',
+    )
+    found, _ = diagnosis(done)
+    able = found["capabilities"]
+    assert (able["runner"], able["isolated"], able["network"]) == ("bubblewrap", True, "none")
+    assert {"seccomp", "pid", "net"} <= set(able["layers"])
+    assert len(able["facts"]["seccomp_sha256"]) == 64
+    assert able["defaults"]["resource_limits"]["max_memory_mb"] == 99
+    assert able["ceiling"]["isolation"] == {"require": ["seccomp"]}
+    text = cli("doctor", COLUMNS="400").stdout.decode()
+    assert able["facts"]["seccomp_sha256"] in text
+    assert "grants: network " in text
+
+
+def test_settings_that_no_server_could_start_with_are_a_finding(cli: Cli) -> None:
+    done = cli("doctor", "--json", SANDBOX_CEILING='{"isolation": {"require": ["moat"]}}')
+    found, findings = diagnosis(done)
+    assert (done.returncode, found["works"], found["capabilities"]) == (1, False, None)
+    assert "asked moat" in findings["settings"]["detail"]
+    assert findings["settings"]["fix"]

@@ -42,6 +42,7 @@ TOOLS = {
     "list_executions",
     "send_stdin",
     "cancel_execution",
+    "get_capabilities",
 }
 TOKEN_PLACES = re.compile(r"YOUR_TOKEN|\$\{input:sandbox-token\}")
 SECONDS = 60
@@ -77,7 +78,7 @@ async def connects_over_stdio(command: str, arguments: list[str], environment: d
 
 
 async def shows_the_tools(client: Client) -> None:
-    """The seven tools are there, and one works."""
+    """The eight tools are there, and one works."""
     assert {tool.name for tool in (await client.list_tools()).tools} == TOOLS
     result = await client.call_tool("execute_code", {"command": "echo $((6 * 7))"})
     assert (result.structured_content or {})["stdout"] == "42\n"

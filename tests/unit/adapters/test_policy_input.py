@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from sandbox_adapters.policy_input import parse_policy, policy_json_schema
+from sandbox_adapters.policy_input import parse_policy, policy_as_given, policy_json_schema
 from sandbox_core.domain.errors import InvalidArgument
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
 
@@ -136,3 +137,16 @@ def test_the_schema_names_every_field_once_and_has_no_references() -> None:
 def test_each_caller_gets_a_schema_of_its_own() -> None:
     policy_json_schema()["properties"].clear()
     assert policy_json_schema()["properties"]
+
+
+def test_a_policy_is_written_as_it_may_be_given() -> None:
+    policy = ExecutionPolicy(
+        network=NetworkPolicy(("a.example",)),
+        filesystem=FilesystemPolicy(allow_read=("/opt",)),
+        resource_limits=ResourceLimits(max_memory_mb=5, timeout_seconds=1.5),
+        isolation=IsolationPolicy(("seccomp",)),
+    )
+    written = policy_as_given(policy)
+    assert json.loads(json.dumps(written)) == written
+    assert parse_policy(written) == policy
+    assert written["resource_limits"] == {"max_memory_mb": 5, "timeout_seconds": 1.5}

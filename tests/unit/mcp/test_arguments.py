@@ -84,8 +84,8 @@ def test_whole_float_and_null_are_taken() -> None:
 def test_schema_is_closed_bounded_and_has_the_guides_parameters(tool: Any) -> None:
     schema = tool.input_schema
     assert schema["additionalProperties"] is False
-    assert set(schema["properties"]) >= GUIDE_PARAMETERS[tool.name]
-    assert set(schema.get("required", [])) <= GUIDE_PARAMETERS[tool.name]
+    assert set(schema["properties"]) >= GUIDE_PARAMETERS.get(tool.name, set())
+    assert set(schema.get("required", [])) <= GUIDE_PARAMETERS.get(tool.name, set())
     for name, value in schema["properties"].items():
         assert value.get("description"), name
         if value.get("type") in {"number", "integer"}:
@@ -102,7 +102,7 @@ def test_operators_bounds_are_published() -> None:
 
 
 def test_every_tool_of_the_guide_is_there_and_annotated() -> None:
-    assert {tool.name for tool in CATALOGUE} == set(GUIDE_PARAMETERS)
+    assert {tool.name for tool in CATALOGUE} == {*GUIDE_PARAMETERS, "get_capabilities"}
     assert all(tool.annotations is not None and tool.output_schema is not None for tool in CATALOGUE)
     readers = {tool.name for tool in CATALOGUE if tool.annotations is not None and tool.annotations.read_only_hint}
-    assert readers == {"get_execution_output", "get_execution_status", "list_executions"}
+    assert readers == {"get_execution_output", "get_execution_status", "list_executions", "get_capabilities"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sandbox_adapters.capabilities import Capabilities
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, new_execution_id
@@ -17,6 +18,15 @@ from sandbox_mcp.caller import Caller
 from sandbox_mcp.tools import Tools
 from sandbox_mcp.views import CancelView
 
+CAPABILITIES = Capabilities(
+    server_version="1",
+    runner="r",
+    runner_version="2",
+    isolated=True,
+    network="none",
+    ceiling=ExecutionPolicy(),
+    defaults=ExecutionPolicy(),
+)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,7 +59,7 @@ class EndingService:
 @pytest.mark.anyio
 async def test_cancel_never_shows_as_running_what_it_says_had_ended() -> None:
     service: Any = EndingService()
-    entry = Tools(service, default_bytes=1).entries["cancel_execution"]
+    entry = Tools(service, capabilities=CAPABILITIES, default_bytes=1).entries["cancel_execution"]
     context: Any = None
     caller = Caller(LOCAL_PRINCIPAL)
     view, _ = await entry.run(context, caller, CancelArguments(execution_id=service.execution.id))
