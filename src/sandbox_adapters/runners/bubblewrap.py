@@ -173,7 +173,7 @@ class BubblewrapRunner:
     def capabilities(self) -> RunnerCapabilities:
         """See CapableRunner."""
         assert self._program is not None  # noqa: S101 - set on entering
-        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
+        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program, None)
         return RunnerCapabilities(isolation, *possible_grants(self.unenforceable))
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
