@@ -57,7 +57,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "require": "Layers that must be applied, e.g. seccomp; refused where one is not. get_capabilities names them.",
     LIMITS: "Upper bounds. A field left out gets the server's default; asking over the server's ceiling is refused.",
     "max_memory_mb": "Memory, MiB: of all processes where cgroups hold it, else of each.",
-    "max_cpu_seconds": "CPU time of each process, seconds.",
+    "max_cpu_seconds": "CPU time, seconds: of all processes where cgroups count it, else of each.",
     "max_file_size_mb": "Size of one written file, MiB.",
     "max_processes": "Processes and threads at once.",
     "max_open_files": "Open files of each process.",

@@ -126,7 +126,7 @@ def run(
     ] = None,
     workdir: Annotated[str | None, typer.Option("--workdir", "-w", help="Where it starts. [the workspace]")] = None,
     memory: Annotated[int | None, typer.Option(help="Memory, MiB. [2048]")] = None,
-    cpu_seconds: Annotated[int | None, typer.Option(help="CPU time of each process, seconds.")] = None,
+    cpu_seconds: Annotated[int | None, typer.Option(help="CPU time of all its processes, seconds.")] = None,
     processes: Annotated[int | None, typer.Option(help="Processes and threads at once. [512]")] = None,
     open_files: Annotated[int | None, typer.Option(help="Open files of each process. [1024]")] = None,
     file_size: Annotated[int | None, typer.Option(help="Size of one written file, MiB.")] = None,
