@@ -29,7 +29,7 @@ async def measure() -> list[Row]:
     async with (
         serve() as usual,
         serve(environment=NO_SPARES) as without,
-        _sdk_alone() as floor,
+        sdk_alone() as floor,
         usual.client() as from_spare,
         without.client() as cold,
     ):
@@ -41,7 +41,7 @@ async def measure() -> list[Row]:
         for _ in range(ROUNDS):
             times["bare"].append(time_bare_bwrap())
             await anyio.sleep(PAUSE_SECONDS)
-            times["floor"].append(await _time_constant(floor))
+            times["floor"].append(await time_constant(floor))
             await anyio.sleep(PAUSE_SECONDS)
             times["spare"].append(await time_true(from_spare))
             await anyio.sleep(PAUSE_SECONDS)
@@ -73,7 +73,8 @@ async def measure() -> list[Row]:
 
 
 @asynccontextmanager
-async def _sdk_alone() -> AsyncIterator[Client]:
+async def sdk_alone() -> AsyncIterator[Client]:
+    """Run the constant server and connect the SDK's client to it."""
     port = free_port()
     async with await anyio.open_process(
         [sys.executable, "-m", sdk_floor.__name__, str(port)], stdin=-3, stdout=-3, stderr=None
@@ -96,7 +97,8 @@ async def _until_open(port: int) -> None:
                 await anyio.sleep(0.05)
 
 
-async def _time_constant(client: Client) -> float:
+async def time_constant(client: Client) -> float:
+    """Call the constant and return the seconds until the reply."""
     begun = time.perf_counter()
     await client.call_tool(sdk_floor.TOOL, {})
     return time.perf_counter() - begun

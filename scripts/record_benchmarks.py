@@ -1,4 +1,4 @@
-"""Put the table that `make bench` printed (on standard input) into README.md and docs/performance.md."""
+"""Put the tables of `make bench` and of `python -m benchmarks.phases` (on standard input) where the docs show them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
+PHASES = re.compile(r"(<!-- phases -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
     """Replace what stands between the markers. Raises SystemExit when there is no table."""
     text = sys.stdin.read()
+    if text.startswith("| phase"):
+        path = ROOT / "docs" / "performance.md"
+        path.write_text(PHASES.sub(lambda found: f"{found[1]}{text}{found[2]}", path.read_text("utf-8")), "utf-8")
+        return
     lines = [line for line in text.splitlines() if line.startswith("|")]
     machine = next((line for line in text.splitlines() if " cores, Python " in line), "")
     if len(lines) < 3 or not machine:
