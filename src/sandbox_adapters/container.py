@@ -134,6 +134,7 @@ class SandboxContainer(containers.DeclarativeContainer):
         quota=shares.provided.quota,
         config=providers.Singleton(
             SupervisorConfig,
+            lease_seconds=settings.provided.lease_seconds,
             run=providers.Singleton(RunConfig, kill_grace_seconds=settings.provided.kill_grace_seconds),
         ),
     )

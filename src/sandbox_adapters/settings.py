@@ -215,6 +215,18 @@ class Settings(_ReadableErrors):
         default=False,
         description="Replies in the shape of the guide's server, events included (srt-mcp-server sets it).",
     )
+    older_sessions: Literal["auto", "stateless", "sticky"] = Field(
+        default="auto",
+        description="Older MCP clients: `stateless`, any replica serves them; `sticky`, each has a session in one "
+        "replica. `auto`: stateless with shared state, else sticky.",
+    )
+    lease_seconds: float = Field(
+        default=9,
+        ge=1,
+        le=3600,
+        allow_inf_nan=False,
+        description="How long a replica may be silent, seconds; what it ran is marked lost a third of it later.",
+    )
     max_retained: int = Field(
         default=50_000,
         ge=1,
@@ -296,6 +308,16 @@ class Settings(_ReadableErrors):
     def has_tokens(self) -> bool:
         """True when HTTP clients must send a token."""
         return self.auth_token is not None or self.auth_tokens_file is not None
+
+    @property
+    def shares_state(self) -> bool:
+        """True when other replicas answer for the same executions."""
+        return str(self.state) != "memory"
+
+    @property
+    def older_sessions_are_stateless(self) -> bool:
+        """True when each request of an older client stands alone."""
+        return self.older_sessions == "stateless" or (self.older_sessions == "auto" and self.shares_state)
 
 
 def is_usable_token(token: str) -> bool:

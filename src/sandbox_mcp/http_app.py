@@ -8,7 +8,7 @@ from typing import Final
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from pydantic import SecretStr
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox_adapters.sandbox import Sandbox
 from sandbox_adapters.settings import Settings
@@ -43,6 +43,8 @@ class SandboxHttpApp:
     ) -> None:
         self.in_flight = InFlight()
         self.closing = False
+        self.moving_away = False
+        """Set to end each connection with its next answer, so that clients of a balancer go to another replica."""
         self._sandbox = sandbox
         inner: ASGIApp = BoundBody(
             TrackExchanges(manager.handle_request, self.in_flight),
@@ -57,6 +59,8 @@ class SandboxHttpApp:
         """Serve one request."""
         if scope["type"] != "http":
             return
+        if self.moving_away:
+            send = _last_answer(send)
         path = scope["path"]
         if path == HEALTH_PATH:
             await self._health(scope, send)
@@ -75,3 +79,14 @@ class SandboxHttpApp:
         await answer_json(
             send, 200 if health.status == "ok" else 503, asdict(health), headers=[(b"cache-control", b"no-store")]
         )
+
+
+def _last_answer(send: Send) -> Send:
+    """Return a send that says that the connection ends after this answer (RFC 9112, section 9.6)."""
+
+    async def mark(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return mark

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import anyio
+import anyio.lowlevel
 import uvicorn
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -75,8 +76,9 @@ def serve_stdio(settings: Settings) -> None:
 async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:
     """Serve Streamable HTTP at `/mcp` until SIGTERM or SIGINT; reports the bound port when it is listening.
 
-    On the first signal nothing new is admitted, running executions get `drain_grace_seconds`, then they are ended
-    and marked; the second signal ends the grace. Returns when no process is left.
+    On the first signal nothing new is admitted, and where other replicas answer too no connection is accepted any more.
+    Running executions get `drain_grace_seconds`, then they are ended and marked; the second signal ends the grace.
+    Returns when no process is left.
 
     Raises SettingsError (bad settings, an address that cannot be bound) and RunnerUnavailable, before anything is
     served.
@@ -89,6 +91,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
             stop.started = True
             manager = StreamableHTTPSessionManager(
                 app=_server_for(sandbox, settings).mcp,
+                stateless=settings.older_sessions_are_stateless,
                 session_idle_timeout=SESSION_IDLE_SECONDS,
                 max_sessions=MAX_SESSIONS,
                 max_request_body_size=settings.max_request_bytes,
@@ -105,7 +108,11 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     task_status.started(port)
                     await stop.asked.wait()
                     was_busy = sandbox.supervisor.running > 0
+                    if settings.shares_state:
+                        app.moving_away = True
+                        await web.stop_listening()
                     await _drain(sandbox, stop, settings.drain_grace_seconds)
+                    sandbox.service.end_waits()
                     with anyio.move_on_after(ANSWER_SECONDS):
                         await app.in_flight.wait_idle()
                         if was_busy:
@@ -248,6 +255,13 @@ class _QuietServer(uvicorn.Server):
         """Start, and say so."""
         await super().startup(sockets)
         self.ready.set()
+
+    async def stop_listening(self) -> None:
+        """Refuse connections from now on, so that a balancer goes elsewhere; those that there are go on."""
+        # Once round the loop, so that connections which wait to be accepted are accepted and not reset.
+        await anyio.lowlevel.checkpoint()
+        for server in self.servers:
+            server.close()
 
 
 def _shown(host: str) -> str:

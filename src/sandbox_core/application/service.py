@@ -89,6 +89,8 @@ class ExecutionService:
         self._defaults = defaults
         self._screen = screen
         self._draining = False
+        self._waits: set[anyio.CancelScope] = set()
+        self._waits_over = False
 
     @property
     def draining(self) -> bool:
@@ -98,6 +100,12 @@ class ExecutionService:
     def drain(self) -> None:
         """Admit nothing new from now on; everything else goes on being answered."""
         self._draining = True
+
+    def end_waits(self) -> None:
+        """Let every `wait` return False now, and at once from now on: callers go on waiting at another replica."""
+        self._waits_over = True
+        for scope in self._waits:
+            scope.cancel()
 
     async def submit(self, principal: Principal, submission: Submission) -> Execution:
         """Store a pending execution and queue it.
@@ -190,8 +198,12 @@ class ExecutionService:
         execution = _owned(principal, await self._store.load(execution_id))
         if execution.is_terminal:
             return True
-        with anyio.move_on_after(timeout_seconds):
-            await self._store.wait(execution_id, after=after, until_terminal=until_terminal)
+        with anyio.move_on_after(0 if self._waits_over else timeout_seconds) as scope:
+            self._waits.add(scope)
+            try:
+                await self._store.wait(execution_id, after=after, until_terminal=until_terminal)
+            finally:
+                self._waits.discard(scope)
             return True
         return False
 

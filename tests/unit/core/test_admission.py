@@ -178,3 +178,25 @@ async def test_the_same_idempotency_key_returns_the_first(house: OpenHouse) -> N
         await home.started(2)
         await home.clock.settle()
         assert len(home.runner.launches) == 2
+
+
+@pytest.mark.anyio
+async def test_waits_end_early_when_the_replica_goes_and_the_execution_goes_on(house: OpenHouse) -> None:
+    async with house(default=SLOW) as home:
+        execution_id = await home.submit("x")
+        await home.started(1)
+        answers: list[bool] = []
+
+        async def wait() -> None:
+            answers.append(await home.service.wait(LOCAL_PRINCIPAL, execution_id, until_terminal=True))
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                tasks.start_soon(wait)
+                await home.clock.settle()
+                assert answers == []
+                home.service.end_waits()
+            await wait()
+        assert answers == [False] * 3
+        assert home.runner.running == 1
