@@ -15,6 +15,7 @@ from sandbox_adapters.capabilities import capabilities_of
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.limits import Limits, limits_in_force
+from sandbox_adapters.policy_input import build_policy, normalise_policy
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.settings import Settings
 from sandbox_adapters.stores.memory import MemoryStateStore
@@ -63,7 +64,10 @@ def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 
     visible = [str(path) for path in settings.read_only_paths]
-    return BubblewrapRunner(bwrap_path=settings.bwrap_path, read_only_paths=visible, spares=settings.spares)
+    writable = build_policy(normalise_policy(settings.ceiling)).filesystem.allow_write
+    return BubblewrapRunner(
+        bwrap_path=settings.bwrap_path, read_only_paths=visible, operator_writes=writable, spares=settings.spares
+    )
 
 
 def local_runner() -> ProcessRunner:

@@ -6,7 +6,7 @@ import logging
 import os
 import resource
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,10 +25,11 @@ from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilitie
 from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import ALL, Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
+from sandbox_adapters.runners.granted import Granted, Granter
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
-from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, memory_file, open_pipes
+from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, close_all, memory_file, open_pipes
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
@@ -82,6 +83,7 @@ class BubblewrapRunner:
         read_only_paths: host paths that commands see read-only, for example `/opt`. Nothing else of the host
             but /usr and parts of /etc is visible.
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
+        operator_writes: the operator's own `filesystem.allow_write`; see Granter.
         controls: for tests of what a wall holds back; nothing else may take one away.
         spares: how many sandboxes wait, built ahead for the limits asked for last; see SparePool. 0 for none.
         egress: the way out for executions that are granted names; the public internet by default.
@@ -96,6 +98,7 @@ class BubblewrapRunner:
         bwrap_path: str | os.PathLike[str] | None = None,
         read_only_paths: Sequence[str] = (),
         runtime_base: str | None = None,
+        operator_writes: Sequence[str] = (),
         spares: int = 2,
         controls: Controls = ALL,
         egress: Egress | None = None,
@@ -109,6 +112,7 @@ class BubblewrapRunner:
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
+        self._granter = Granter(self._readable, operator_writes)
         self._layers: tuple[str, ...] = LAYERS
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}
@@ -168,7 +172,7 @@ class BubblewrapRunner:
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
         """See ProcessRunner."""
         found = bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
-        return [*self._egress.violations(policy.network), *found]
+        return [*self._egress.violations(policy.network), *self._granter.violations(policy.filesystem), *found]
 
     def capabilities(self) -> RunnerCapabilities:
         """See CapableRunner."""
@@ -194,7 +198,8 @@ class BubblewrapRunner:
             await self._retire(process)
 
     async def _from_spare(self, launch: Launch) -> BubblewrapProcess | None:
-        if self._spares is None or launch.policy.network.allowed_domains:
+        policy = launch.policy
+        if self._spares is None or policy.network.allowed_domains or self._granter.asked(policy.filesystem):
             return None
         script = self._view.spare_script(launch.command)
         if script is None:
@@ -213,17 +218,22 @@ class BubblewrapRunner:
             self._uids.discard(process.isolation.kernel_uid or 0)
 
     async def _launch(self, launch: Launch) -> BubblewrapProcess:
-        network = self._egress.open(launch.policy.network)
-        uid = self._take_uid()
+        granted = await self._granter.prepare(launch.policy.filesystem, self._directory.path)
+        uid, network = self._take_uid(), None
         try:
-            return await self._launch_as(launch, uid, network)
+            network = self._egress.open(launch.policy.network)
+            return await self._launch_as(launch, uid, network, granted)
         except BaseException:
             self._uids.discard(uid)
+            if granted is not None:
+                granted.abandon()
             if network is not None:
                 await network.close()
             raise
 
-    async def _launch_as(self, launch: Launch, uid: int, network: ExecutionNetwork | None) -> BubblewrapProcess:
+    async def _launch_as(
+        self, launch: Launch, uid: int, network: ExecutionNetwork | None, granted: Granted | None
+    ) -> BubblewrapProcess:
         program, link = self._program, self._living_link()
         assert program is not None  # noqa: S101 - set on entering
         number = self._next_number
@@ -231,7 +241,7 @@ class BubblewrapRunner:
         theirs: list[int] = []
         ours: list[int] = []
         try:
-            self._open_pipes(launch, uid, theirs, ours, network)
+            self._open_pipes(launch, uid, theirs, ours, network, () if granted is None else granted.options)
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
             # Inside, the sandbox's pid 1 is counted too.
@@ -251,9 +261,10 @@ class BubblewrapRunner:
                 tree_cpu_seconds=tree_cpu_seconds,
                 limits=tuple(self._rlimits(limits)),
                 proxy_port=0 if network is None else network.port,
+                grants=b"" if granted is None else granted.packed,
             )
             isolation = self._isolation(limits, uid, program, network)
-            process = BubblewrapProcess(number, link, launch, isolation, pipes, network)
+            process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
             try:
@@ -262,26 +273,32 @@ class BubblewrapRunner:
                 del self._processes[number]
                 raise
         except OSError as error:
-            _close(ours)
+            close_all(ours)
             raise LaunchFailed(
                 f"The sandbox could not be started: {error.strerror or error}. Try again later."
             ) from error
         except BaseException:
-            _close(ours)
+            close_all(ours)
             raise
         finally:
-            _close(descriptor for descriptor in theirs if descriptor != self._null)
+            close_all(descriptor for descriptor in theirs if descriptor != self._null)
         return process
 
     def _open_pipes(
-        self, launch: Launch, uid: int, theirs: list[int], ours: list[int], network: ExecutionNetwork | None
+        self,
+        launch: Launch,
+        uid: int,
+        theirs: list[int],
+        ours: list[int],
+        network: ExecutionNetwork | None,
+        granted: Sequence[str],
     ) -> None:
         """Fill both lists, also partly when it fails: theirs are as `wire.RUN` has them."""
         command = launch.command
         null = None if command.stdin or command.interactive else self._null
         open_pipes(theirs, ours, null=null, uid=uid)
         environment = {} if network is None else network.environment
-        view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment)
+        view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment, granted)
         theirs.append(memory_file("bwrap-options", self._controls.options(view)))
         if network is not None:
             theirs.append(network.detach_launchers_end())
@@ -387,9 +404,3 @@ class BubblewrapRunner:
         self._program = _Program(os.fsencode(path), version)
         if self._controls.judged:
             await self_test(self._start, launcher_pid=self._living_link().pid)
-
-
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        if descriptor >= 0:
-            os.close(descriptor)

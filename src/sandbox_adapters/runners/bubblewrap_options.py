@@ -60,10 +60,13 @@ class SandboxView:
         self._search_path = base["PATH"]
         self._sized: dict[int | None, bytes] = {}
 
-    def options(self, command: Command, workspace_mb: int | None, environment: Mapping[str, str]) -> bytes:
+    def options(
+        self, command: Command, workspace_mb: int | None, environment: Mapping[str, str], granted: Sequence[str] = ()
+    ) -> bytes:
         """Return bwrap's options for one command, each ended by a NUL as `--args` wants them.
 
-        The variables of `environment` stand under the command's own.
+        The variables of `environment` stand under the command's own; `granted` show it host directories
+        (`Granted.options`).
         """
         sized = self._sized.get(workspace_mb)
         if sized is None:
@@ -72,7 +75,7 @@ class SandboxView:
             sized = self._sized[workspace_mb] = _pack(_private_directories(workspace_mb))
         directory = WORKSPACE if command.working_directory is None else inside_sandbox(command.working_directory)
         own = _pack(("--chdir", directory, *_setenv({**environment, **command.environment})))
-        return b"".join((self._constant, sized, self._environment, own))
+        return b"".join((self._constant, _pack(granted), sized, self._environment, own))
 
     def spare_script(self, command: Command) -> bytes | None:
         """Return what makes a waiting spare run the command, as `options` and `argv` would; None when nothing does."""

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from sandbox_adapters.runners.bubblewrap_options import WRITABLE
 from sandbox_adapters.runners.required_layers import missing_layers
 from sandbox_core.domain.errors import PolicyViolation
-from sandbox_core.domain.policy import WORKSPACE, ExecutionPolicy, inside_sandbox, path_within
+from sandbox_core.domain.policy import ExecutionPolicy, inside_sandbox, path_within
 
-_GRANTABLE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
 _LEAST_OPEN_FILES = 16
 """What bwrap needs for itself, under the limit it passes on."""
 _WILDCARD = re.compile(r"[*?\[{]")
 
 
 def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequence[str]) -> list[PolicyViolation]:
-    """Return the parts that cannot be enforced.
+    """Return the parts that cannot be enforced, save grants of files: see `grants`.
 
     `readable` are the roots of all that a command can read, `layers` those that every execution has.
 
@@ -31,22 +30,6 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequ
                 PolicyViolation(
                     "filesystem.deny_read", path, "paths that the sandbox does not have",
                     "this runner cannot hide a path that every command can read",
-                )
-            )  # fmt: skip
-    for path in policy.filesystem.allow_read:
-        if path.startswith("~") or not any(path_within(inside_sandbox(path), root) for root in readable):
-            found.append(
-                PolicyViolation(
-                    "filesystem.allow_read", path, ", ".join(readable),
-                    "this runner shows no host path that a request names",
-                )
-            )  # fmt: skip
-    for path in policy.filesystem.allow_write:
-        if path.startswith("~") or not any(path_within(inside_sandbox(path), root) for root in _GRANTABLE):
-            found.append(
-                PolicyViolation(
-                    "filesystem.allow_write", path, " or ".join(_GRANTABLE),
-                    "this runner makes no host path writable",
                 )
             )  # fmt: skip
     for path in policy.filesystem.deny_write:

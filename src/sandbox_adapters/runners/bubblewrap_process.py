@@ -10,6 +10,7 @@ import anyio
 from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES
 from sandbox_adapters.runners.child.wire import STATUS_NOT_STARTED
 from sandbox_adapters.runners.exit_mapping import FailedStart, Usage, exit_of_wait_status, failed_start
+from sandbox_adapters.runners.granted import Granted
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
@@ -42,11 +43,13 @@ class BubblewrapProcess:
         isolation: Isolation,
         pipes: tuple[InputPipe, OutputPipe, OutputPipe],
         network: ExecutionNetwork | None = None,
+        granted: Granted | None = None,
     ) -> None:
         self._number = number
         self._link = link
         self._launch = launch
-        self._isolation = isolation
+        self._isolation = isolation if granted is None else granted.recorded(isolation)
+        self._granted = granted
         self._stdin, self._stdout, self._stderr = pipes
         self.network = network
         """Its way out; None for a sandbox that has none."""
@@ -119,10 +122,11 @@ class BubblewrapProcess:
         """See Process."""
         await self._ended.wait()
         assert self._exit is not None  # noqa: S101 - set before the event
+        exit_ = self._exit if self._granted is None else await self._granted.judged(self._exit)
         if self.network is not None:
             await self.network.close()
-            return self.network.told(self._exit)
-        return self._exit
+            return self.network.told(exit_)
+        return exit_
 
     def finish(self, answer: Answer) -> None:
         """Take the launcher's answer: the tree is gone."""
@@ -162,6 +166,8 @@ class BubblewrapProcess:
                     await self._ended.wait()
             if self.network is not None:
                 await self.network.close()
+            if self._granted is not None:
+                await self._granted.finish(self._exit)
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 
 import anyio
 
@@ -144,4 +145,11 @@ class InputPipe:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             anyio.notify_closing(descriptor)
+            os.close(descriptor)
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors; negative ones stand for none."""
+    for descriptor in descriptors:
+        if descriptor >= 0:
             os.close(descriptor)

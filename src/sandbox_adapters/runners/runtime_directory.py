@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox_adapters.runners.child.remove_tree import remove_tree
+from sandbox_adapters.runners.child.runtime_end import end_directory
 
 PREFIX = "sandbox-runner-"
 
@@ -140,7 +141,7 @@ def sweep(place: str) -> None:
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(lock, path):
-                remove_tree(path)
+                end_directory(path)
         except OSError:
             continue  # in use, or somebody else is sweeping
         finally:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NoReturn
 
 from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
@@ -159,6 +160,7 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
     try:
         for target, descriptor in enumerate(passed):
             os.dup2(descriptor, target)
+        refuse_set_id_bits = _take_grants(request) if request.grants else None
         if request.uid >= 0:
             os.setgroups([])
             os.setresgid(request.uid, request.uid, request.uid)
@@ -169,6 +171,8 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
         if settings.ruleset >= 0:
             landlock.restrict_self(settings.ruleset)
         close_from_here(len(passed), settings)
+        if refuse_set_id_bits is not None:
+            refuse_set_id_bits()
         for which, soft, hard in request.limits:
             resource.setrlimit(which, (soft, hard))
         environment = dict(os.environ) if "empty_environment" in settings.without else {}
@@ -190,6 +194,17 @@ def _end_with_parent(settings: Settings) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != settings.parent:
         os._exit(1)
+
+
+def _take_grants(request: RunRequest) -> Callable[[], None]:
+    """Mount what is granted and return what is to be called once no_new_privs is set."""
+    # Imported by the few children that need it, so that the others and the launcher stay small; and before the uid
+    # changes, which may not be able to read Python's own files.
+    from ..hardening import set_id_filter  # noqa: TID252 - see child/__init__.py
+    from .grant_mounts import enter
+
+    enter(request.grants, request.uid)
+    return partial(set_id_filter.restrict_self, set_id_filter.build_filter())
 
 
 def complain(error: BaseException) -> None:

@@ -27,7 +27,7 @@ from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, prctl, reset_signals, send_signal
 from .leaves import Leaves, branch_of, limit
 from .ready_children import ReadyChildren
-from .remove_tree import remove_tree
+from .runtime_end import end_directory
 from .wire import (
     ANSWER,
     COMMAND,
@@ -388,7 +388,7 @@ def main(arguments: list[str]) -> None:
         launcher.end_everything()
     # After a failure the server goes on to use the directories with another launcher.
     leaves.remove_all()
-    remove_tree(directory)
+    end_directory(directory)
 
 
 def _moved_up(descriptor: int) -> int:

@@ -16,7 +16,7 @@ RUN = struct.Struct("=qqqqqHB")
 """Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
 (-1: no limit set inside), bytes of memory, number of processes and seconds of CPU time that the job's cgroup may have
 (-1: no limit), port of 127.0.0.1 inside where a proxy is to be reached (0: none), number of LIMITs that follow; then
-bwrap's path and the command, NUL separated.
+bwrap's path, what is granted (`grant_mounts.enter`; empty for nothing) and the command, NUL separated.
 Four descriptors come along: stdin, stdout, stderr, bwrap's options; with a port a fifth, the AF_UNIX socket that the
 listener made inside is sent to (`inside.LISTENER_MADE`)."""
 LIMIT = struct.Struct("=iQQ")
@@ -47,6 +47,7 @@ class RunRequest:
     bwrap: bytes
     command: tuple[bytes, ...]
     proxy_port: int = 0
+    grants: bytes = b""
 
     @classmethod
     def parse(cls, packet: bytes) -> RunRequest:
@@ -55,15 +56,16 @@ class RunRequest:
         offset = COMMAND.size + RUN.size
         end = offset + LIMIT.size * limit_count
         limits = tuple(LIMIT.iter_unpack(packet[offset:end]))
-        bwrap, *command = packet[end:].split(b"\0")
-        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command), proxy_port)
+        bwrap, grants, *command = packet[end:].split(b"\0")
+        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command), proxy_port, grants)
 
     def pack(self, number: int) -> bytes:
         """Return the packet for job `number`."""
         tree = (self.tree_memory_bytes, self.tree_processes, self.tree_cpu_seconds)
         numbers = RUN.pack(self.uid, self.processes_inside, *tree, self.proxy_port, len(self.limits))
         limits = b"".join(LIMIT.pack(*limit) for limit in self.limits)
-        return b"".join((COMMAND.pack(OP_RUN, number), numbers, limits, b"\0".join((self.bwrap, *self.command))))
+        texts = b"\0".join((self.bwrap, self.grants, *self.command))
+        return b"".join((COMMAND.pack(OP_RUN, number), numbers, limits, texts))
 
 
 def receive_packet(channel: socket.socket, most_descriptors: int = RUN_DESCRIPTORS) -> tuple[bytes, list[int]]:

@@ -1,0 +1,158 @@
+"""Look through a directory that somebody hostile may be changing, and say what in it is of interest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .mount_calls import RESOLVE_NO_XDEV, open_path
+from .protected_names import GIT, GIT_LAYOUT, folded, is_protected, is_protected_in_git, is_protected_in_worktree
+
+MAX_DEPTH = 64
+"""Levels below the top; each takes a descriptor while it is looked through."""
+
+OTHER, PROTECTED, GIT_DIRECTORY, SOCKET = "other", "protected", "git", "socket"
+TOO_DEEP, UNREADABLE, MOUNT = "too deep", "unreadable", "mount"
+"""Roles of an entry. A git directory is one called `.git`, or one that git would take for its own. The last three are
+directories that were not looked into."""
+
+QUARANTINED = ".sandbox-quarantined-"
+"""In the name of everything that was put aside."""
+
+_PLAIN, _GIT, _WORKTREES, _WORKTREE = range(4)
+
+
+class TooManyEntries(Exception):
+    """The tree has more entries than may be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry. `parent` and, for a directory that could be opened, `descriptor` are open while it is visited."""
+
+    path: str
+    name: str
+    role: str
+    is_directory: bool
+    is_link: bool
+    parent: int
+    descriptor: int = -1
+
+
+@dataclass(slots=True)
+class _Level:
+    path: str
+    kind: int
+    descriptor: int
+    entries: Iterator[os.DirEntry[str]]
+
+
+def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: int) -> int:
+    """Call `visit` with everything below a directory, parents first; where it returns False nothing below is visited.
+
+    Follows no link, enters no other file system, and needs the same memory however large the tree is.
+
+    Args:
+        top: the directory, open for reading; stays open.
+        path: what `top` is called.
+        visit: called with each entry.
+        max_entries: how many are looked at.
+
+    Returns how many entries there were. Raises TooManyEntries, and OSError when `top` cannot be read.
+    """
+    kind = _GIT if folded(os.path.basename(path)) == GIT or looks_like_git(top) else _PLAIN
+    levels = [_Level(path, kind, os.dup(top), os.scandir(top))]
+    seen = 0
+    try:
+        while levels:
+            level = levels[-1]
+            entry = next(level.entries, None)
+            if entry is None:
+                os.close(levels.pop().descriptor)
+                continue
+            seen += 1
+            if seen > max_entries:
+                raise TooManyEntries
+            deeper = _look(level, entry, visit, too_deep=len(levels) >= MAX_DEPTH)
+            if deeper is not None:
+                levels.append(deeper)
+    finally:
+        for level in levels:
+            os.close(level.descriptor)
+    return seen
+
+
+def looks_like_git(directory: int) -> bool:
+    """True when git would take an open directory for one of its own."""
+    return all(_exists(name, directory) for name in GIT_LAYOUT)
+
+
+def _look(level: _Level, entry: os.DirEntry[str], visit: Callable[[Found], bool], *, too_deep: bool) -> _Level | None:
+    """Visit one entry and return its level when it is to be looked through."""
+    name, path = entry.name, f"{level.path}/{entry.name}"
+    try:
+        is_directory, is_link = entry.is_dir(follow_symlinks=False), entry.is_symlink()
+        is_socket = (
+            not (is_directory or is_link) and not entry.is_file(follow_symlinks=False) and _is_socket(level, name)
+        )
+    except OSError:
+        return None  # gone
+    role = SOCKET if is_socket else _role(level, name)
+    if not is_directory:
+        visit(Found(path, name, role, is_directory, is_link, level.descriptor))
+        return None
+    try:
+        folder = open_path(name, below=level.descriptor, flags=os.O_RDONLY | os.O_DIRECTORY, resolve=RESOLVE_NO_XDEV)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EXDEV):
+            role = MOUNT if error.errno == errno.EXDEV else UNREADABLE
+            visit(Found(path, name, role, is_directory, is_link, level.descriptor))
+        return None
+    kept = False
+    try:
+        kind = _kind(level, name, folder)
+        if role == OTHER and kind == _GIT:
+            role = GIT_DIRECTORY
+        if too_deep and role == OTHER:
+            role = TOO_DEEP
+        if visit(Found(path, name, role, is_directory, is_link, level.descriptor, folder)) and not too_deep:
+            deeper = _Level(path, kind, folder, os.scandir(folder))
+            kept = True
+            return deeper
+        return None
+    finally:
+        if not kept:
+            os.close(folder)
+
+
+def _role(level: _Level, name: str) -> str:
+    if level.kind == _GIT and is_protected_in_git(name):
+        return PROTECTED
+    if level.kind == _WORKTREE and is_protected_in_worktree(name):
+        return PROTECTED
+    if not is_protected(name, os.path.basename(level.path)):
+        return OTHER
+    return GIT_DIRECTORY if folded(name) == GIT else PROTECTED
+
+
+def _kind(level: _Level, name: str, folder: int) -> int:
+    if folded(name) == GIT or looks_like_git(folder):
+        return _GIT
+    if level.kind == _GIT and folded(name) == "worktrees":
+        return _WORKTREES
+    return _WORKTREE if level.kind == _WORKTREES else _PLAIN
+
+
+def _is_socket(level: _Level, name: str) -> bool:
+    return stat.S_ISSOCK(os.stat(name, dir_fd=level.descriptor, follow_symlinks=False).st_mode)
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True

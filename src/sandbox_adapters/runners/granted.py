@@ -1,0 +1,144 @@
+"""Granted: the host directories of one execution, from before its start until it was looked through at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import anyio
+from anyio import to_thread
+
+from sandbox_adapters.runners.child import grant_check
+from sandbox_adapters.runners.child.grant_check import Offence
+from sandbox_adapters.runners.grant_plan import Plan, make_plan
+from sandbox_adapters.runners.grants import PRIVATE, Access, Grants, grant_violations, on_host, resolve_grants
+from sandbox_core.domain.denial import Denial, DenialKind, bounded
+from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation
+from sandbox_core.domain.isolation import Isolation
+from sandbox_core.domain.policy import FilesystemPolicy
+from sandbox_core.ports.runner import ProcessExit
+
+_log = logging.getLogger("sandbox_adapters.runners")
+
+LAYERS = ("granted_by_descriptor", "no_set_id_bits")
+"""Names for `Isolation.layers`, of an execution with grants."""
+
+_OWN = ("/etc", "/proc", "/dev")
+_MAX_PLAN_BYTES = 256 * 1024
+_STAGE = "stage"
+
+
+class Granter:
+    """What a runner knows of grants.
+
+    Args:
+        readable: the roots of what every command can read; nothing in their way can be granted.
+        operator_writes: the `allow_write` of the operator's ceiling, whose exact paths may be protected names.
+    """
+
+    def __init__(self, readable: Sequence[str], operator_writes: Sequence[str]) -> None:
+        self._taken = tuple(readable)
+        self._visible = tuple(path for path in readable if path not in (*_OWN, *PRIVATE))
+        self._operator = tuple(operator_writes)
+
+    def violations(self, policy: FilesystemPolicy) -> list[PolicyViolation]:
+        """Return the grants that no sandbox can have, without looking at the host."""
+        return grant_violations(policy, taken=self._taken, visible=self._visible, operator=self._operator)
+
+    def asked(self, policy: FilesystemPolicy) -> bool:
+        """True when a policy grants anything of the host."""
+        return bool(policy.allow_read or policy.allow_write) and on_host(policy, self._visible)
+
+    async def prepare(self, policy: FilesystemPolicy, directory: str) -> Granted | None:
+        """Look at what a policy grants, and plan the mounts; None when it asks for nothing of the host.
+
+        Args:
+            policy: one without `violations`.
+            directory: the runner's runtime directory, which cannot be granted.
+
+        Raises PolicyRefused for what is not there or cannot be granted safely, LaunchFailed.
+        """
+        if not self.asked(policy):
+            return None
+        own = grant_violations(policy, taken=(directory,), visible=self._visible, operator=self._operator)
+        if own:
+            raise PolicyRefused(own)
+        grants = resolve_grants(policy, visible=self._visible, operator=self._operator)
+        # Not abandoned when it is cancelled: nobody else would close what it opens.
+        plan = await to_thread.run_sync(make_plan, grants)
+        try:
+            return Granted(grants, plan, directory)
+        except OSError as error:
+            plan.close()
+            raise LaunchFailed(f"The grants could not be written down: {error.strerror}. Try again later.") from error
+
+
+class Granted:
+    """The grants of one execution. `judged` once it has ended, and `finish` in any case."""
+
+    def __init__(self, grants: Grants, plan: Plan, directory: str) -> None:
+        stage = os.path.join(directory, _STAGE)
+        os.makedirs(stage, exist_ok=True)
+        os.chmod(stage, 0o711)  # noqa: S103 - the sandbox's user finds its mounts in it
+        self._plan = plan
+        self._directory, self._name = directory, secrets.token_hex(8)
+        self._lock = anyio.Lock()
+        self._judged: ProcessExit | None = None
+        self.packed = plan.pack(stage)
+        """For the launcher."""
+        self.options = tuple(option.replace("{stage}", stage, 1) for option in plan.options)
+        """For bwrap."""
+        self._shown = ", ".join(
+            f"{region.path} ({region.access.name.lower()})" for region in grants.regions if region.access > Access.NONE
+        )
+        if len(self.packed) > _MAX_PLAN_BYTES:
+            raise OSError(7, "they need too many or too long paths")
+        if plan.checked:
+            grant_check.write_journal(directory, self._name, plan.checked)
+
+    def recorded(self, isolation: Isolation) -> Isolation:
+        """Return the record of an execution with these grants."""
+        facts = {**isolation.facts, "filesystem_grants": self._shown}
+        return replace(isolation, layers=(*isolation.layers, *LAYERS), facts=facts)
+
+    async def judged(self, exit_: ProcessExit) -> ProcessExit:
+        """Return an exit with what the execution must not have left; no process of it exists any more."""
+        async with self._lock:
+            if self._judged is None:
+                with anyio.CancelScope(shield=True):
+                    offences, omitted = await to_thread.run_sync(self._plan.check)
+                    grant_check.forget(self._directory, self._name)
+                for offence in offences:
+                    if offence.problem:
+                        _log.error("%r was left by an execution and stays: %s", offence.path, offence.problem)
+                denials, left_out = bounded((*exit_.denials, *map(_denial, offences)))
+                omitted += left_out + exit_.denials_omitted
+                self._judged = replace(exit_, denials=denials, denials_omitted=omitted)
+            return self._judged
+
+    async def finish(self, exit_: ProcessExit | None) -> None:
+        """Look through what was writable, unless that is done, and let go of everything.
+
+        Without an exit processes may still run: then the launcher looks at its end, or the next start.
+        """
+        try:
+            if exit_ is not None:
+                await self.judged(exit_)
+        finally:
+            self._plan.close()
+
+    def abandon(self) -> None:
+        """Let go of everything: nothing was started."""
+        grant_check.forget(self._directory, self._name)
+        self._plan.close()
+
+
+def _denial(offence: Offence) -> Denial:
+    if offence.problem:
+        text = f"It must not be there, and stays: {offence.problem}."
+    else:
+        text = f"Programs on the host would obey it, or it was denied; renamed to {offence.moved_to!r}."
+    return Denial(DenialKind.FILESYSTEM, offence.path, offence.rule, text)
