@@ -22,12 +22,13 @@ from sandbox_mcp.arguments import (
 from sandbox_mcp.validation import input_schema
 
 INSTRUCTIONS = """\
-Runs commands in isolated, short-lived sandboxes: no network, an empty private workspace, a read-only system. Every \
-command starts afresh, so put steps that share files into one command (`&&`, a here-document, or stdin to `python3 -`).
+Runs commands in isolated, short-lived sandboxes: no network unless granted, an empty private workspace, a read-only \
+system. Every command starts afresh, so put steps that share files into one command (`&&`, a here-document, or stdin \
+to `python3 -`).
 execute_code waits and returns the output. A non-zero exit or a timeout is a result, not an error. For long programs \
 give yield_seconds, or start with execute_code_async, and read on with get_execution_output and the last_event_id of \
-the reply before. Long output is cut in the middle; the reply says how to read the rest. get_capabilities tells \
-what sandbox_config may ask for."""
+the reply before. Long output is cut in the middle; the reply says how to read the rest. What was refused, and by \
+which rule, is in `denials`; get_capabilities tells what sandbox_config may ask for."""
 
 _READS = types.ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 _RUNS = types.ToolAnnotations(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import Outcome, ResourceUsage
-from sandbox_mcp.denials import denial_words, others_words
+from sandbox_mcp.denials import denial_words, others_words, reason_words
 from sandbox_mcp.words import duration_words
 
 SHOWN_DENIALS = 10
@@ -56,7 +56,7 @@ def isolation_words(isolation: Isolation) -> str:
 
 
 def _denials(outcome: Outcome) -> list[str]:
-    lines = [f"refused {denial_words(denial)}: {denial.message}" for denial in outcome.denials[:SHOWN_DENIALS]]
+    lines = [f"refused {denial_words(denial)}: {reason_words(denial)}" for denial in outcome.denials[:SHOWN_DENIALS]]
     more = others_words(outcome, SHOWN_DENIALS)
     return [*lines, f"refused {more}"] if more else lines
 

@@ -40,7 +40,7 @@ def denials_line(outcome: Outcome | None) -> str:
         return ""
     shown = [denial_words(denial) for denial in outcome.denials[:SHOWN_DENIALS]]
     if len(outcome.denials) == 1 and not outcome.denials_omitted:
-        shown[0] += f": {outcome.denials[0].message.rstrip('.')}"
+        shown[0] += f": {reason_words(outcome.denials[0]).rstrip('.')}"
     more = others_words(outcome, SHOWN_DENIALS)
     return f"[refused: {'; '.join([*shown, more] if more else shown)}]"
 
@@ -52,6 +52,11 @@ def denial_words(denial: Denial) -> str:
         target = target[: _SHOWN_TARGET_CHARACTERS - 1] + "…"
     often = f", {denial.count} times" if denial.count > 1 else ""
     return f"{denial.kind.value} {target} ({denial.rule}{often})"
+
+
+def reason_words(denial: Denial) -> str:
+    """Return the message, without the target where it begins with that."""
+    return denial.message.removeprefix(f"{denial.target} was refused: ")
 
 
 def others_words(outcome: Outcome, shown: int) -> str:

@@ -11,7 +11,7 @@ import pytest
 from sandbox_core.domain.command import MAX_COMMAND_BYTES, Command
 from sandbox_core.domain.errors import PolicyRefused
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy
+from sandbox_core.domain.policy import ExecutionPolicy, IsolationPolicy
 from sandbox_core.ports.runner import Process, ProcessRunner, Stream
 from sandbox_core.testing.runner_harness import (
     PATIENCE_SECONDS,
@@ -179,12 +179,26 @@ class LifeContract:
         assert output == {number: b"%d\n" % number * 5 for number in range(10)}
 
     async def test_what_cannot_be_enforced_is_refused_before_launch(self, runner: ProcessRunner) -> None:
-        policy = ExecutionPolicy(network=NetworkPolicy(allowed_domains=("example.com",)))
-        assert [violation.field for violation in runner.unenforceable(policy)] == ["network.allowed_domains"]
+        policy = ExecutionPolicy(isolation=IsolationPolicy(require=("no-such-layer",)))
+        (violation,) = runner.unenforceable(policy)
+        assert (violation.field, violation.asked) == ("isolation.require", "no-such-layer")
         with pytest.raises(PolicyRefused):
             async with runner.start(launch_of(Command(argv=("true",)), policy)):
                 pytest.fail("it started")
         assert list(runner.unenforceable(ExecutionPolicy())) == []
+
+    async def test_any_layer_of_the_record_can_be_required(self, runner: ProcessRunner) -> None:
+        policy = ExecutionPolicy()
+        for _ in range(2):
+            process: Process
+            with anyio.fail_after(PATIENCE_SECONDS):
+                async with runner.start(launch_of(Command(argv=("true",)), policy)) as process:
+                    layers = process.isolation.layers
+                    ended = await process.wait()
+            assert (ended.exit_code, ended.denials, ended.denials_omitted) == (0, (), 0)
+            assert (ended.network_sent_bytes, ended.network_received_bytes) == (None, None)
+            assert set(policy.isolation.require) <= set(layers)
+            policy = ExecutionPolicy(isolation=IsolationPolicy(require=layers))
 
     async def test_the_isolation_record_says_what_is_true(self, runner: ProcessRunner) -> None:
         script = "cat /proc/net/dev; echo; ls /proc | grep -c '^[0-9]'"

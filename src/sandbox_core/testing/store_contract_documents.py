@@ -7,12 +7,13 @@ import json
 import pytest
 
 from sandbox_core.domain.command import Command
+from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import ExecutionNotFound, InvalidArgument, StoredDataCorrupt
 from sandbox_core.domain.events import EventKind, OutputEvent
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.ports.store import ListQuery
 from sandbox_core.testing.samples import NODE, ended, pending, printed
 from sandbox_core.testing.store_harness import StoreHarness
@@ -26,8 +27,9 @@ _RICH_COMMAND = Command(
 )
 _RICH_POLICY = ExecutionPolicy(
     network=NetworkPolicy(("*.example.com",), ("bad.example.com",)),
-    filesystem=FilesystemPolicy(("/etc/secret",), (".", "/tmp"), ("keep",)),  # noqa: S108  # a value, not a file
+    filesystem=FilesystemPolicy(("/etc/secret",), (".", "/tmp"), ("keep",), ("/opt",)),  # noqa: S108  # a value, not a file
     resource_limits=ResourceLimits(max_memory_mb=64, max_processes=5, timeout_seconds=1.5, idle_timeout_seconds=2),
+    isolation=IsolationPolicy(("seccomp", "pid")),
 )
 
 
@@ -60,8 +62,9 @@ class DocumentContract:
                 Isolation("r", "1.2", True, "none", 65534, ("pid", "mount"), {"max_processes": "x"})
             )
         )
-        usage = ResourceUsage(1.25, 0.5, 0.25, 4096, 10, 20, 5, 0.125, 0.0625)
-        outcome = Outcome(TerminationReason.SIGNALED, 137, 9, "killed — by SIGKILL", usage)
+        usage = ResourceUsage(1.25, 0.5, 0.25, 4096, 10, 20, 5, 0.125, 0.0625, 8192, 3, 1 << 40, 0)
+        denials = (Denial(DenialKind.NETWORK, "é.example:443", "network.allowed_domains", "It is not allowed.", 7),)
+        outcome = Outcome(TerminationReason.SIGNALED, 137, 9, "killed — by SIGKILL", usage, denials, 11)
         final = ended(running, harness.clock, outcome)
         await harness.store.append(claim.lease, [], running)
         assert await harness.store.load(execution.id) == running
