@@ -97,3 +97,9 @@ async def test_failures_are_ordinary_results(client: Client) -> None:
     assert (refused["success"], refused["code"]) == (False, "execution_finished")
     cancelled = await said(client, "cancel_execution", execution_id=made["execution_id"])
     assert (cancelled["success"], cancelled["was_running"]) == (True, False)
+
+
+async def test_capabilities_are_one_object_and_no_denials_are_added_to_a_reply(client: Client) -> None:
+    assert (await said(client, "get_capabilities"))["runner"] == "bubblewrap"
+    reply = await said(client, "execute_code", command="true")
+    assert set(reply) == {"execution_id", "status", "exit_code", "output", "last_event_id"}
