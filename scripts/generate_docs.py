@@ -18,6 +18,7 @@ from mcp import Client, StdioServerParameters
 
 from sandbox_adapters.limits import BUILT_IN_CEILING, BUILT_IN_DEFAULTS
 from sandbox_adapters.settings import Settings, variable_name
+from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_core.domain import errors
 from sandbox_core.domain.outcome import STATUS_OF_REASON
 from sandbox_core.domain.status import TRANSITIONS
@@ -40,7 +41,9 @@ def transitions() -> str:
 def settings() -> str:
     """Every setting: variable, meaning, default."""
     lines = ["| variable | meaning | default |", "| --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
+    own = [name for name in Settings.model_fields if name not in RedisSettings.model_fields]
+    for name in (*own, *RedisSettings.model_fields):
+        field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True, validated_data={})
         lines.append(f"| `{variable_name(name)}` | {field.description} | {_default(default)} |")
     return "\n".join(lines)

@@ -6,7 +6,9 @@ It only wires. Contexts are entered, and left, by `open_sandbox`.
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dependency_injector import containers, providers
 
@@ -17,15 +19,20 @@ from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.limits import Limits, limits_in_force
 from sandbox_adapters.policy_input import build_policy, normalise_policy
 from sandbox_adapters.queues.local import LocalQueue
-from sandbox_adapters.settings import Settings
+from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.admission import share_of_one
 from sandbox_core.application.run import RunConfig
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
 from sandbox_core.domain.ids import NodeId, new_node_id
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.control import ControlChannel
 from sandbox_core.ports.runner import ProcessRunner
-from sandbox_core.ports.store import Quota
+from sandbox_core.ports.store import Quota, StateStore
+
+if TYPE_CHECKING:
+    from sandbox_adapters.redis_connection import RedisConnection
 
 ISOLATING_RUNNERS = frozenset({"bubblewrap"})
 """Names of the runners that put something between the code and the server."""
@@ -77,6 +84,40 @@ def local_runner() -> ProcessRunner:
     return LocalRunner()
 
 
+def redis_connection(settings: Settings) -> RedisConnection:
+    """Return the way to Redis that the settings name. Imported here, since most programs keep their state in memory."""
+    from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
+
+    if settings.redis_url is None:
+        raise SettingsError("SANDBOX_STATE is redis, and REDIS_URL is not set.")
+    return RedisConnection(
+        RedisOptions(
+            url=settings.redis_url,
+            prefix=settings.redis_prefix,
+            hash_tag=settings.redis_hash_tag,
+            timeout_seconds=settings.redis_timeout_seconds,
+            max_connections=settings.redis_max_connections,
+            sentinels=settings.redis_sentinels,
+            sentinel_service=settings.redis_sentinel_service,
+            sentinel_password=settings.redis_sentinel_password,
+        )
+    )
+
+
+def redis_store(connection: RedisConnection, clock: Clock, ttl_seconds: float) -> StateStore:
+    """Return the store over a connection."""
+    from sandbox_adapters.stores.redis import RedisStateStore
+
+    return RedisStateStore(connection, clock, ttl_seconds=ttl_seconds)
+
+
+def redis_control(connection: RedisConnection, node: NodeId, store: StateStore) -> ControlChannel:
+    """Return the control channel over a connection."""
+    from sandbox_adapters.control.redis import RedisControlChannel, node_in
+
+    return RedisControlChannel(connection=connection, node=node, locate=node_in(store))
+
+
 class SandboxContainer(containers.DeclarativeContainer):
     """Every object of one sandbox, made once. `limits` and what needs it come after the runner was entered."""
 
@@ -86,8 +127,14 @@ class SandboxContainer(containers.DeclarativeContainer):
     node = providers.Singleton(node_here)
     shares = providers.Singleton(shares_of, settings)
 
+    connection = providers.Selector(
+        settings.provided.state,
+        memory=providers.Singleton(nullcontext),
+        redis=providers.Singleton(redis_connection, settings),
+    )
     store = providers.Selector(
         settings.provided.state,
+        redis=providers.Singleton(redis_store, connection, clock, settings.provided.ttl_seconds),
         memory=providers.Singleton(
             MemoryStateStore,
             clock,
@@ -96,18 +143,16 @@ class SandboxContainer(containers.DeclarativeContainer):
             max_retained_mb=settings.provided.max_retained_mb,
         ),
     )
-    queue = providers.Selector(
-        settings.provided.state,
-        memory=providers.Singleton(
-            LocalQueue,
-            max_depth=settings.provided.max_queued,
-            max_per_principal=shares.provided.queued_per_principal,
-            clock=clock,
-        ),
+    queue = providers.Singleton(
+        LocalQueue,
+        max_depth=settings.provided.max_queued,
+        max_per_principal=shares.provided.queued_per_principal,
+        clock=clock,
     )
     control = providers.Selector(
         settings.provided.state,
         memory=providers.Singleton(LocalControlChannel),
+        redis=providers.Singleton(redis_control, connection, node, store),
     )
     runner = providers.Selector(
         settings.provided.runner,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 
 import anyio
-from pydantic import SecretStr
 
 from sandbox_adapters.capabilities import Capabilities
-from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.container import SandboxContainer, redis_connection
+from sandbox_adapters.redis_options import check_redis
 from sandbox_adapters.runners.probes import Check, probe
 from sandbox_adapters.settings import Settings, SettingsError
-from sandbox_core.domain.errors import RunnerUnavailable
+from sandbox_core.domain.errors import InfrastructureError, RunnerUnavailable
 
 REDIS_TIMEOUT_SECONDS = 3.0
 
@@ -38,8 +37,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
     if settings.runner == "local":
         works = True
         checks = [Check("local runner", True, "chosen; it isolates nothing", required=True), *checks]
-    if settings.redis_url is not None:
-        checks = [*checks, await redis_check(settings.redis_url)]
+    if settings.state == "redis":
+        checks = [*checks, await redis_check(settings)]
     capabilities = None
     if works:
         try:
@@ -61,23 +60,23 @@ async def _capabilities(settings: Settings) -> Capabilities:
         return container.capabilities()
 
 
-async def redis_check(url: SecretStr) -> Check:
+async def redis_check(settings: Settings) -> Check:
     """Ask the server at REDIS_URL; neither the URL nor an error that might quote it is shown."""
-    from redis.asyncio import Redis
-    from redis.exceptions import RedisError
-
-    fix = "Start Redis, or correct REDIS_URL. This version refuses to serve while it is set."
     try:
-        client = Redis.from_url(url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2)
-    except ValueError:
-        return Check("Redis", False, "REDIS_URL is not a Redis URL", fix)
-    ask: Callable[[], Awaitable[object]] = client.ping
-    try:
+        check_redis(settings)
+        connection = redis_connection(settings)
         with anyio.fail_after(REDIS_TIMEOUT_SECONDS):
-            await ask()
-    except (RedisError, OSError, TimeoutError) as error:
-        return Check("Redis", False, f"does not answer ({type(error).__name__})", fix)
-    finally:
-        with anyio.move_on_after(REDIS_TIMEOUT_SECONDS, shield=True):
-            await client.aclose()
-    return Check("Redis", True, "answers; shared state is not built in yet, so unset REDIS_URL to serve")
+            async with connection as redis:
+                answer = await redis.command("INFO")
+    except (SettingsError, InfrastructureError, TimeoutError) as error:
+        said = str(error) or f"does not answer within {REDIS_TIMEOUT_SECONDS:g} s"
+        return Check("Redis", False, said, "Start Redis, or correct REDIS_URL.")
+    info = dict(line.split(":", 1) for line in answer.decode().splitlines() if ":" in line)
+    found = f"{info.get('redis_version', '?')} answers at {connection.address}"
+    evicts = info.get("maxmemory_policy", "noeviction")
+    if evicts != "noeviction":
+        fix = "Set maxmemory-policy to noeviction: a full Redis then slows programs down and loses nothing."
+        return Check("Redis", False, f"{found}; maxmemory-policy {evicts} lets it drop what is in use", fix)
+    if info.get("aof_enabled") == "0":
+        found += "; without appendonly yes a restart forgets every execution"
+    return Check("Redis", True, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from importlib.metadata import version
+from typing import Protocol, runtime_checkable
 
 import anyio
 
@@ -12,8 +13,9 @@ from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
+from sandbox_adapters.redis_options import check_loop, check_redis
 from sandbox_adapters.results import Health, RunResult, result_of
-from sandbox_adapters.settings import Settings, refuse_unbuilt, unknown_variables
+from sandbox_adapters.settings import Settings, unknown_variables
 from sandbox_adapters.submission import PolicyInput, input_bytes, make_submission
 from sandbox_core.application.service import ExecutionService, Submission
 from sandbox_core.application.supervisor import ExecutionSupervisor
@@ -282,7 +284,8 @@ async def open_sandbox(
     Raises SettingsError, and RunnerUnavailable saying what is missing on this machine.
     """
     settings = Settings() if settings is None else settings
-    refuse_unbuilt(settings)
+    check_redis(settings)
+    check_loop(settings)
     for problem in unknown_variables():
         _log.warning("Unknown variable", problem=problem)
     container = SandboxContainer(settings=settings)
@@ -292,13 +295,15 @@ async def open_sandbox(
         container.clock.override(clock)
     failure: BaseException | None = None
     async with AsyncExitStack() as stack:
-        for provider in (container.store, container.queue, container.control, container.runner):
+        for provider in (container.connection, container.store, container.queue, container.control, container.runner):
             adapter = provider()
             if isinstance(adapter, AbstractAsyncContextManager):
                 await stack.enter_async_context(adapter)
         sandbox = _assemble(container, settings)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await tasks.start(sandbox.supervisor.run)
+        if isinstance(places := container.store(), PlacesElsewhere):
+            tasks.start_soon(_ask_again, places, container.queue())
         _log.info(
             "ExecutionManager initialised",
             runner=sandbox.runner.name,
@@ -319,6 +324,21 @@ async def open_sandbox(
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+@runtime_checkable
+class PlacesElsewhere(Protocol):
+    """A store whose places other processes hold too."""
+
+    async def places_freed(self) -> None:
+        """Return when others may have given places back."""
+        ...
+
+
+async def _ask_again(places: PlacesElsewhere, queue: ExecutionQueue) -> None:
+    while True:
+        await places.places_freed()
+        await queue.recheck()
 
 
 def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:

@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic_core
 import pydantic_settings
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_policy
+from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_core.domain.errors import CallerError, InvalidArgument
 
 PREFIX = "SANDBOX_"
@@ -50,7 +51,7 @@ class _ReadableErrors(BaseSettings):
             raise SettingsError(f"The environment cannot be read: {error}") from None
 
 
-class Settings(_ReadableErrors):
+class Settings(_ReadableErrors, RedisSettings):
     """What an operator can set. Arguments win over the environment (`SANDBOX_` and the name; `REDIS_URL` as it is).
 
     Raises SettingsError with one sentence for each field that cannot be used.
@@ -77,7 +78,7 @@ class Settings(_ReadableErrors):
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias="REDIS_URL",
-        description="Redis for shared state. Not built in yet: refused.",
+        description="Redis for shared state: `redis://`, `rediss://` (TLS) or `unix://`, with user and password.",
     )
     auth_token: SecretStr | None = Field(
         default=None,
@@ -131,9 +132,9 @@ class Settings(_ReadableErrors):
         default="INFO",
         description="Least level that is logged.",
     )
-    state: Literal["memory"] = Field(
+    state: Literal["memory", "redis"] = Field(
         default="memory",
-        description="Where executions and their output are kept.",
+        description="Where executions and their output are kept. `redis` by itself when REDIS_URL is set.",
     )
     runner: Literal["bubblewrap", "local"] = Field(
         default="bubblewrap",
@@ -240,7 +241,17 @@ class Settings(_ReadableErrors):
         description="Output kept in memory, MiB; the oldest finished of the caller that has most go first.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _redis_by_its_url(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "state" not in values:
+            named = [values[name] for name in ("redis_url", "REDIS_URL") if name in values]
+            if named and named[0]:
+                return values | {"state": "redis"}
+        return values
+
     @field_validator(
+        "redis_sentinels",
         "read_only_paths",
         "allowed_hosts",
         "allowed_origins",
@@ -262,7 +273,9 @@ class Settings(_ReadableErrors):
                 raise ValueError(f"{str(path)!r} is not an absolute path")
         return value
 
-    @field_validator("redis_url", "auth_tokens_file", "bwrap_path", "max_per_principal", mode="before")
+    @field_validator(
+        "redis_url", "redis_sentinel_password", "auth_tokens_file", "bwrap_path", "max_per_principal", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -355,15 +368,6 @@ def check_exposure(settings: Settings) -> None:
         f"code here. Set {variable_name('auth_token')} or {variable_name('auth_tokens_file')}, or say "
         "--allow-unauthenticated."
     )
-
-
-def refuse_unbuilt(settings: Settings) -> None:
-    """Raise SettingsError when a setting asks for what this version does not have. Never shows the URL."""
-    if settings.redis_url is not None:
-        raise SettingsError(
-            "REDIS_URL is set, but Redis state is not built in yet: executions are kept in the memory of one process. "
-            "Unset REDIS_URL to run like that."
-        )
 
 
 def is_loopback(host: str) -> bool:

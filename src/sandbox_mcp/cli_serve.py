@@ -7,7 +7,8 @@ from typing import Any
 
 from sandbox_adapters.auth_tokens import load_auth_tokens
 from sandbox_adapters.logging import configure_logging, get_logger
-from sandbox_adapters.settings import Settings, check_exposure, refuse_unbuilt
+from sandbox_adapters.redis_options import check_redis, redis_secrets
+from sandbox_adapters.settings import Settings, check_exposure
 from sandbox_core.domain.errors import InfrastructureError
 
 EXIT_FAILED = 1
@@ -19,7 +20,7 @@ def run_server(transport: str, flags: Mapping[str, Any]) -> int:
     Raises SettingsError when settings cannot be used.
     """
     settings = Settings(**flags)
-    refuse_unbuilt(settings)
+    check_redis(settings)
     tokens = load_auth_tokens(settings)
     if transport == "http":
         check_exposure(settings)
@@ -27,7 +28,7 @@ def run_server(transport: str, flags: Mapping[str, Any]) -> int:
         level=settings.log_level,
         log_file=settings.log_file,
         log_file_required="log_file" in settings.model_fields_set,
-        secrets=[token.get_secret_value() for token in tokens.values()],
+        secrets=[*(token.get_secret_value() for token in tokens.values()), *redis_secrets(settings)],
     )
     from sandbox_mcp.serve import serve_http, serve_stdio
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Final, Self
@@ -47,6 +48,7 @@ _RENEWED_AT_ONCE: Final = 200
 _FRESH: Final = 256
 _LARGEST_FRESH_BYTES: Final = 64 * 1024
 _LOOK_AGAIN_SECONDS: Final = 0.25
+_UNTOLD_SECONDS: Final = 5.0
 
 
 class RedisStateStore:
@@ -261,6 +263,13 @@ class RedisStateStore:
     async def release(self, place: Place) -> None:
         """Give a place back."""
         await self._places.release(place)
+
+    async def places_freed(self) -> None:
+        """Return when a place was given back anywhere, or after 5 s: a place that lapses is not told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_UNTOLD_SECONDS):
+                await self._wakes.places_freed.wait()
+        self._wakes.places_freed.clear()
 
     async def lapsed(self, *, limit: int = 100) -> Sequence[ExecutionId]:
         """Return running executions whose lease has lapsed, oldest first."""

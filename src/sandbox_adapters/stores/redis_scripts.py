@@ -150,7 +150,9 @@ return 0
 """
 
 _RELEASE: Final = """
-for i = 5, #ARGV do redis.call('ZREM', ARGV[i], ARGV[4]) end
+local freed = 0
+for i = 5, #ARGV do freed = freed + redis.call('ZREM', ARGV[i], ARGV[4]) end
+if freed > 0 then redis.call('PUBLISH', ns .. 'wake:places', '') end
 return 0
 """
 

@@ -29,7 +29,8 @@ ENOUGH_SECONDS: Final = 60.0
 """After so long without a connection whoever waits looks, and learns that Redis is away."""
 
 _RETRY_SECONDS: Final = (0.05, 1.0)
-_ALIVE: Final = "alive"
+PLACES: Final = "places"
+"""The channel on which every release of a place is told; always subscribed."""
 
 
 class Channel:
@@ -72,11 +73,14 @@ class Channel:
 class Wakes:
     """Subscribes to executions that somebody waits for. `start` it on the event loop; `stop` it at the end.
 
+    `places_freed` is set when a place was given back anywhere; who takes note of it clears it.
+
     A channel is subscribed before its execution is looked at, so no news falls between. When the connection breaks it
     is made again, and everybody looks again.
     """
 
     def __init__(self, redis: RedisConnection) -> None:
+        self.places_freed = asyncio.Event()
         self._redis = redis
         self._prefix = f"{redis.namespace}wake:"
         self._channels: dict[str, Channel] = {}
@@ -215,7 +219,7 @@ class Wakes:
 
     async def _resubscribe(self, connection: AbstractConnection) -> None:
         self._connection = connection
-        await self._subscribe(self._prefix + _ALIVE, *self._channels)
+        await self._subscribe(self._prefix + PLACES, *self._channels)
         self._connected.set()
 
     async def _read(self, connection: AbstractConnection) -> None:
@@ -235,7 +239,10 @@ class Wakes:
     def _take(self, answer: Any) -> None:
         match answer:
             case [b"message", bytes() as raw, bytes() as news]:
-                channel = self._channels.get(raw.decode())
+                name = raw.decode()
+                if name == self._prefix + PLACES:
+                    self.places_freed.set()
+                channel = self._channels.get(name)
                 if channel is not None:
                     _tell(channel, news)
             case [b"subscribe", bytes() as raw, _]:

@@ -98,14 +98,14 @@ def test_other_wrong_arguments_are_one_clear_line(call: Call, arguments: list[st
 
 
 @pytest.mark.parametrize("entry", [cli.main, cli.guide_server_main])
-def test_redis_is_refused_without_showing_its_password(
+def test_a_redis_url_that_is_none_is_refused_without_showing_its_password(
     call: Call, monkeypatch: pytest.MonkeyPatch, entry: Callable[[], None]
 ) -> None:
-    monkeypatch.setenv("REDIS_URL", "redis://user:s3cret@localhost")
+    monkeypatch.setenv("REDIS_URL", "redis://user:s3cret@localhost:port")
     arguments = ["serve"] if entry is cli.main else []
     code, stdout, stderr = call(*arguments, entry=entry)
     assert (code, stdout) == (2, "")
-    assert "Unset REDIS_URL" in stderr
+    assert "REDIS_URL is not a Redis URL" in stderr
     assert "s3cret" not in stderr
 
 

@@ -13,14 +13,15 @@ from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor
 from sandbox_core.testing.scripted_runner import ScriptedRunner
 
-SELECTORS = {"state": ("store", "queue", "control"), "runner": ("runner",)}
+SELECTORS = {"state": ("connection", "store", "control"), "runner": ("runner",)}
 CHOICES = {name: get_args(Settings.model_fields[name].annotation) for name in SELECTORS}
+ALSO_NEEDED = {"redis": {"redis_url": "redis://localhost:1"}, "memory": {}}
 CONFIGURATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda chosen: "-".join(chosen.values()))
 def test_every_provider_resolves_under_every_configuration(configuration: dict[str, Any]) -> None:
-    container = SandboxContainer(settings=Settings.model_validate(configuration))
+    container = SandboxContainer(settings=Settings.model_validate(configuration | ALSO_NEEDED[configuration["state"]]))
     runner = container.runner()
     assert runner.name == configuration["runner"]
     # What the runner can hold is known once it is entered, which needs a real machine: a scripted one answers here.
@@ -33,7 +34,7 @@ def test_every_provider_resolves_under_every_configuration(configuration: dict[s
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda chosen: "-".join(chosen.values()))
 def test_every_object_is_made_once(configuration: dict[str, Any]) -> None:
-    container = SandboxContainer(settings=Settings.model_validate(configuration))
+    container = SandboxContainer(settings=Settings.model_validate(configuration | ALSO_NEEDED[configuration["state"]]))
     for name in ("store", "queue", "control", "runner", "clock", "node"):
         provider = container.providers[name]
         assert provider() is provider(), name

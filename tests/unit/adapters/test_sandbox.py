@@ -274,9 +274,14 @@ async def test_a_runner_that_cannot_work_is_a_clear_refusal() -> None:
             pytest.fail("opened all the same")
 
 
-async def test_redis_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_URL", "redis://:s3cret@localhost")
-    with pytest.raises(SettingsError) as caught:
+@pytest.mark.parametrize(
+    ("anyio_backend", "url"), [("trio", "redis://:s3cret@localhost"), ("asyncio", "redis://:s3cret@localhost:x")]
+)
+async def test_redis_that_cannot_be_used_is_refused_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match="REDIS_URL") as caught:
         async with open_sandbox(runner=ScriptedRunner()):
             pytest.fail("opened all the same")
     assert "s3cret" not in str(caught.value)

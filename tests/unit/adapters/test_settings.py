@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sandbox_adapters.redis_options import check_redis, redis_secrets
 from sandbox_adapters.settings import (
     Settings,
     SettingsError,
     check_exposure,
-    refuse_unbuilt,
     unknown_variables,
     variable_name,
 )
@@ -77,7 +77,7 @@ def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) 
         ("SANDBOX_TIMEOUT", "inf"),
         ("SANDBOX_TIMEOUT", "0"),
         ("SANDBOX_RUNNER", "docker"),
-        ("SANDBOX_STATE", "redis"),
+        ("SANDBOX_STATE", "disk"),
         ("SANDBOX_AUTH_TOKEN", ""),
         ("SANDBOX_AUTH_TOKEN", "two words"),
         ("SANDBOX_AUTH_TOKEN", "schlüssel"),
@@ -120,9 +120,6 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings()
     assert "s3cret" not in repr(settings)
     assert "s3cret" not in str(settings)
-    with pytest.raises(SettingsError) as unbuilt:
-        refuse_unbuilt(settings)
-    assert "s3cret" not in str(unbuilt.value)
     monkeypatch.setenv("SANDBOX_AUTH_TOKEN", "s3cret with a space")
     with pytest.raises(SettingsError) as caught:
         Settings()
@@ -131,10 +128,32 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.__suppress_context__
 
 
-def test_redis_is_refused_until_it_is_built_in() -> None:
-    with pytest.raises(SettingsError, match=r"not built in yet.*Unset REDIS_URL"):
-        refuse_unbuilt(Settings.model_validate({"redis_url": "redis://localhost"}))
-    refuse_unbuilt(Settings())
+def test_a_redis_url_puts_the_state_into_redis_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().state == "memory"
+    assert Settings.model_validate({"redis_url": "redis://localhost"}).state == "redis"
+    monkeypatch.setenv("REDIS_URL", "redis://localhost")
+    assert Settings().state == "redis"
+    assert Settings(redis_url=None).state == "memory"
+    assert Settings(state="memory").state == "memory"
+    monkeypatch.setenv("REDIS_URL", "")
+    assert Settings().state == "memory"
+
+
+@pytest.mark.parametrize("url", ["", "gopher://:s3cret@x", "redis://:s3cret@h:port", "s3cret", "redis://s3cret@[::1/0"])
+def test_what_is_no_redis_is_refused_without_showing_it(url: str) -> None:
+    settings = Settings.model_validate({"redis_url": url, "state": "redis"})
+    with pytest.raises(SettingsError, match="REDIS_URL") as caught:
+        check_redis(settings)
+    assert "s3cret" not in f"{caught.value}{caught.value.__cause__}"
+
+
+def test_the_passwords_of_redis_are_known_to_the_log() -> None:
+    settings = Settings.model_validate(
+        {"redis_url": "rediss://u:a%2Fb@h:1/0", "redis_sentinel_password": "c", "redis_sentinels": "h:1,[::1]:2"}
+    )
+    assert redis_secrets(settings) == ["a%2Fb", "a/b", "c"]
+    assert settings.redis_sentinels == ("h:1", "[::1]:2")
+    assert redis_secrets(Settings.model_validate({"redis_url": "redis://[s3cret"})) == []
 
 
 def test_settings_do_not_change() -> None:
