@@ -18,7 +18,6 @@ from mcp import Client, StdioServerParameters
 
 from sandbox_adapters.limits import BUILT_IN_CEILING, BUILT_IN_DEFAULTS
 from sandbox_adapters.settings import Settings, variable_name
-from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_core.domain import errors
 from sandbox_core.domain.outcome import STATUS_OF_REASON
 from sandbox_core.domain.status import TRANSITIONS
@@ -41,8 +40,8 @@ def transitions() -> str:
 def settings() -> str:
     """Every setting: variable, meaning, default."""
     lines = ["| variable | meaning | default |", "| --- | --- | --- |"]
-    own = [name for name in Settings.model_fields if name not in RedisSettings.model_fields]
-    for name in (*own, *RedisSettings.model_fields):
+    # What others bring in comes after what Settings says itself.
+    for name in sorted(Settings.model_fields, key=lambda name: name not in Settings.__annotations__):
         field = Settings.model_fields[name]
         default = field.get_default(call_default_factory=True, validated_data={})
         lines.append(f"| `{variable_name(name)}` | {field.description} | {_default(default)} |")

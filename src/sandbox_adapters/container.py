@@ -34,6 +34,9 @@ from sandbox_core.ports.store import Quota, StateStore
 if TYPE_CHECKING:
     from sandbox_adapters.redis_connection import RedisConnection
 
+if TYPE_CHECKING:
+    from sandbox_adapters.runners.network import Egress
+
 ISOLATING_RUNNERS = frozenset({"bubblewrap"})
 """Names of the runners that put something between the code and the server."""
 
@@ -73,7 +76,28 @@ def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     visible = [str(path) for path in settings.read_only_paths]
     writable = build_policy(normalise_policy(settings.ceiling)).filesystem.allow_write
     return BubblewrapRunner(
-        bwrap_path=settings.bwrap_path, read_only_paths=visible, operator_writes=writable, spares=settings.spares
+        bwrap_path=settings.bwrap_path,
+        read_only_paths=visible,
+        operator_writes=writable,
+        spares=settings.spares,
+        egress=egress_of(settings),
+    )
+
+
+def egress_of(settings: Settings) -> Egress:
+    """Return the way out for executions that are granted names."""
+    from sandbox_adapters.egress import AddressPolicy, is_own_address
+    from sandbox_adapters.runners.network import Egress
+
+    return Egress(
+        ports=frozenset(settings.egress_ports),
+        addresses=AddressPolicy(
+            also_refused=settings.egress_refused_networks,
+            also_reachable=settings.egress_private_networks,
+            is_own=is_own_address,
+        ),
+        hosts=settings.egress_hosts,
+        executions=settings.max_concurrent,
     )
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_policy
+from sandbox_adapters.settings_egress import EgressSettings
 from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_core.domain.errors import CallerError, InvalidArgument
 
@@ -51,7 +52,7 @@ class _ReadableErrors(BaseSettings):
             raise SettingsError(f"The environment cannot be read: {error}") from None
 
 
-class Settings(_ReadableErrors, RedisSettings):
+class Settings(_ReadableErrors, RedisSettings, EgressSettings):
     """What an operator can set. Arguments win over the environment (`SANDBOX_` and the name; `REDIS_URL` as it is).
 
     Raises SettingsError with one sentence for each field that cannot be used.
