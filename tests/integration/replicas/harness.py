@@ -1,0 +1,209 @@
+"""Several real replicas of `sandbox serve` on loopback, one real Redis, and a real nginx or Caddy in front."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess  # noqa: TID251  # the servers under test are programs
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from mcp import Client
+
+from tests.integration.mcp.harness import (
+    PATIENCE_SECONDS,
+    Served,
+    call,
+    environment,
+    eventually,
+    free_port,
+    sandbox_program,
+)
+from tests.redis_server import RedisServer
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+LEASE_SECONDS = 3.0
+LOST_WITHIN_SECONDS = 15.0
+"""What is promised with the default lease; these replicas have a shorter one."""
+
+TERMINAL = frozenset({"exit", "timeout", "cancelled", "error"})
+
+
+class Replica(Served):
+    """One replica that can be stopped and started again on its port."""
+
+    def __init__(self, directory: Path, variables: dict[str, str], command: Sequence[str] = ()) -> None:
+        self._directory = directory
+        self._variables = variables
+        self._command = list(command)
+        port = free_port()
+        super().__init__(self._start(port), port, directory / f"replica-{port}.log")
+
+    def _start(self, port: int) -> subprocess.Popen[bytes]:
+        with (self._directory / f"replica-{port}.log").open("ab") as log:
+            return subprocess.Popen(
+                [*self._command, sandbox_program(), "serve", "--port", str(port)],
+                env=environment(**self._variables),
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def start_again(self) -> None:
+        """Start it on the same port, once the one before has ended."""
+        self.process.wait(PATIENCE_SECONDS)
+        self.process = self._start(self.port)
+
+    def wait_ready(self) -> None:
+        """Return when it answers at all."""
+        eventually(self._answers, f"replica answers; its log: {self.log.read_text()}", seconds=2 * PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        """End it, in whatever state it is."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            self.health()
+        except httpx2.HTTPError:
+            return False
+        return True
+
+
+@contextmanager
+def replicas(
+    redis: RedisServer, directory: Path, count: int = 3, *, command: Sequence[str] = (), **variables: str
+) -> Iterator[list[Replica]]:
+    """Start replicas on free ports that share `redis`."""
+    given = {"REDIS_URL": redis.url, "SANDBOX_LEASE_SECONDS": str(LEASE_SECONDS), **variables}
+    started: list[Replica] = []
+    try:
+        for _ in range(count):
+            started.append(Replica(directory, given, command))
+        for replica in started:
+            replica.wait_ready()
+        yield started
+    finally:
+        for replica in started:
+            if replica.process.poll() is None:
+                replica.process.send_signal(signal.SIGTERM)
+        for replica in started:
+            replica.close()
+
+
+@contextmanager
+def nginx(configuration: Path, servers: Sequence[Served], directory: Path) -> Iterator[str]:
+    """Run a real nginx with a file of deploy/ in front of these servers; yields the address that it serves."""
+    need("nginx")
+    port = free_port()
+    (directory / "sandbox.conf").write_text(_with_ports(configuration, servers, port))
+    main = directory / "nginx.conf"
+    as_root = "user root;" if os.geteuid() == 0 else ""
+    paths = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{name}_temp_path {directory}/{name};" for name in paths)
+    main.write_text(
+        f"{as_root} daemon off; worker_processes 2; pid {directory}/nginx.pid; error_log stderr warn;"
+        f" events {{}} http {{ access_log off; {temporary} include {directory}/sandbox.conf; }}"
+    )
+    log = directory / "nginx.log"
+    with _running(["nginx", "-e", "stderr", "-p", str(directory), "-c", str(main)], port, log):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def caddy(servers: Sequence[Served], directory: Path) -> Iterator[str]:
+    """Run a real Caddy with deploy/caddy/Caddyfile in front of these servers, without TLS."""
+    need("caddy")
+    port = free_port()
+    text = (DEPLOY / "caddy" / "Caddyfile").read_text()
+    for number, served in enumerate(servers):
+        text = text.replace(f"localhost:{8080 + number}", f"127.0.0.1:{served.port}")
+    text = text.replace("sandbox.example.com {", f"http://127.0.0.1:{port} {{")
+    file = directory / "Caddyfile"
+    file.write_text("{\n\tadmin off\n\tauto_https off\n}\n" + text)
+    log = directory / "caddy.log"
+    home = {"HOME": str(directory), "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
+    with _running(["caddy", "run", "--config", str(file), "--adapter", "caddyfile"], port, log, **home):
+        yield f"http://127.0.0.1:{port}"
+
+
+def need(program: str) -> None:
+    """Skip where a program is missing; in CI that is a failure."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is missing; apt-get install {program}")
+
+
+async def whole_log(client: Client, execution_id: str) -> list[dict[str, object]]:
+    """Return every event of an execution, read page by page."""
+    events: list[dict[str, object]] = []
+    after = "0"
+    while True:
+        page = await call(
+            client, "get_execution_output", execution_id=execution_id, last_event_id=after, max_bytes=65_536
+        )
+        events.extend(page["output"])
+        after = page["last_event_id"]
+        if not page["has_more"]:
+            return events
+
+
+def check_log(events: Sequence[dict[str, object]], *, ended: bool = True) -> None:
+    """Fail unless the log is numbered 1, 2, 3 … and its one terminal event, if it has ended, is the last."""
+    assert [event["event_id"] for event in events] == [str(number) for number in range(1, len(events) + 1)]
+    terminal = [index for index, event in enumerate(events) if event["type"] in TERMINAL]
+    assert terminal == ([len(events) - 1] if ended else []), [event["type"] for event in events]
+
+
+def printed(events: Sequence[dict[str, object]]) -> str:
+    """Return what the events say was printed on standard output."""
+    return "".join(str(event["data"]) for event in events if event["type"] == "stdout")
+
+
+def _with_ports(configuration: Path, servers: Sequence[Served], port: int) -> str:
+    text = configuration.read_text()
+    for number, served in enumerate(servers):
+        text = text.replace(f"server localhost:{8080 + number} ", f"server 127.0.0.1:{served.port} ")
+    assert "localhost:80" not in text
+    return re.sub(r"listen 80;", f"listen 127.0.0.1:{port};", text)
+
+
+@contextmanager
+def _running(command: Sequence[str], port: int, log: Path, **variables: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **variables}
+        )
+        try:
+
+            def answers() -> bool:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+                except httpx2.HTTPError:
+                    return False
+
+            eventually(answers, f"{command[0]} serves; its log: {log.read_text()}")
+            yield
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_SECONDS)
