@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sandbox_adapters.policy_input import LIMITS, PolicyDict, build_policy, normalise_policy
 from sandbox_adapters.settings import Settings, SettingsError, variable_name
 from sandbox_core.domain.errors import PolicyViolation
-from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits, resolve
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits, resolve
 
 _MIB = 1024 * 1024
 
@@ -63,7 +64,7 @@ def limits_in_force(settings: Settings, unenforceable: Screen) -> Limits:
         )
     built_in_ceiling = _held({**BUILT_IN_CEILING, LIMITS: {**BUILT_IN_CEILING[LIMITS]}}, unenforceable)
     built_in_ceiling[LIMITS]["timeout_seconds"] = settings.timeout
-    ceiling = build_policy(_merged(built_in_ceiling, own))
+    ceiling = at_home(build_policy(_merged(built_in_ceiling, own)))
     asked_defaults = normalise_policy(settings.defaults)
     defaults = build_policy(_merged(_held(BUILT_IN_DEFAULTS, unenforceable), asked_defaults))
     _check_under(ceiling.resource_limits, build_policy(asked_defaults).resource_limits)
@@ -75,6 +76,13 @@ def limits_in_force(settings: Settings, unenforceable: Screen) -> Limits:
             f"execution to them. {listed}"
         )
     return Limits(ceiling=ceiling, defaults=defaults)
+
+
+def at_home(policy: ExecutionPolicy) -> ExecutionPolicy:
+    """Return an operator's policy with `~` written out, so that requests are compared with the paths it means."""
+    files = policy.filesystem
+    written = {item.name: tuple(map(os.path.expanduser, getattr(files, item.name))) for item in fields(files)}
+    return replace(policy, filesystem=FilesystemPolicy(**written))
 
 
 def _held(built_in: Mapping[str, Mapping[str, Any]], unenforceable: Screen) -> PolicyDict:

@@ -48,7 +48,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "network": "Which names the program may reach. Left out: no network at all.",
     "allowed_domains": "Names it may reach, e.g. example.com or *.example.com.",
     "denied_domains": "Names it may not reach; they win over allowed_domains.",
-    "filesystem": "Paths, absolute or relative to the workspace. Denials win over grants.",
+    "filesystem": "Paths, absolute or relative to the workspace. The most specific wins; of the same path, the denial.",
     "allow_read": "Host paths it may read beside what every program sees.",
     "deny_read": "Paths it may not read.",
     "allow_write": "Paths it may write beside its private workspace.",

@@ -38,9 +38,11 @@ class NetworkPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FilesystemPolicy:
-    """Paths: absolute, starting with `~`, or relative to the workspace. Denials win over grants.
+    """Paths: absolute, starting with `~`, or relative to the workspace.
 
-    `allow_read` names host paths to see, read-only, beyond the standard view.
+    The most specific path that covers a file decides; of a grant and a denial of the same path, the denial. What the
+    operator's ceiling denies inside what it grants, no request can grant again. `allow_read` names host paths to
+    see, read-only, beyond the standard view.
     """
 
     deny_read: tuple[str, ...] = ()
@@ -136,8 +138,8 @@ def resolve(request: ExecutionPolicy, *, ceiling: ExecutionPolicy, defaults: Exe
 
 
 def inside_sandbox(path: str) -> str:
-    """Return `path` as the sandbox sees it: relative ones start at the workspace, `.` and `..` are folded."""
-    return posixpath.normpath(posixpath.join(WORKSPACE, path))
+    """Return `path` as the sandbox sees it: relative ones start at the workspace, `.`, `..` and `//` are folded."""
+    return "/" + posixpath.normpath(posixpath.join(WORKSPACE, path)).lstrip("/")
 
 
 def path_within(path: str, directory: str) -> bool:
@@ -189,19 +191,31 @@ def _grant_violations(request: ExecutionPolicy, ceiling: ExecutionPolicy) -> lis
     for name in request.network.allowed_domains:
         if not any(domain_covers(pattern, name) for pattern in allowed):
             found.append(PolicyViolation("network.allowed_domains", name, ", ".join(allowed) or "no domain"))
-    writable = ceiling.filesystem.allow_write
-    readable = _union(ceiling.filesystem.allow_read, writable)
-    found.extend(_path_violations("filesystem.allow_read", request.filesystem.allow_read, readable))
-    found.extend(_path_violations("filesystem.allow_write", request.filesystem.allow_write, writable))
+    files = ceiling.filesystem
+    readable, hidden = _union(files.allow_read, files.allow_write), files.deny_read
+    found.extend(_path_violations("filesystem.allow_read", request.filesystem.allow_read, readable, hidden))
+    kept = _union(files.deny_write, hidden)
+    found.extend(_path_violations("filesystem.allow_write", request.filesystem.allow_write, files.allow_write, kept))
     return found
 
 
-def _path_violations(name: str, asked: tuple[str, ...], granted: tuple[str, ...]) -> list[PolicyViolation]:
-    return [
-        PolicyViolation(name, path, ", ".join(granted) or "no path")
-        for path in asked
-        if not any(path_granted(path, grant) for grant in granted)
-    ]
+def _path_violations(
+    name: str, asked: tuple[str, ...], granted: tuple[str, ...], denied: tuple[str, ...]
+) -> list[PolicyViolation]:
+    """Return a violation for each path that no grant of the ceiling covers, or that a denial covers more closely."""
+    found = []
+    for path in asked:
+        grant = max((_length(entry) for entry in granted if path_granted(path, entry)), default=0)
+        closer = [entry for entry in denied if path_granted(path, entry) and _length(entry) >= grant]
+        if not grant:
+            found.append(PolicyViolation(name, path, ", ".join(granted) or "no path"))
+        elif closer:
+            found.append(PolicyViolation(name, path, f"nothing in {', '.join(closer)}, which the operator denies"))
+    return found
+
+
+def _length(path: str) -> int:
+    return len(inside_sandbox(path))
 
 
 def _union(*entries: tuple[str, ...]) -> tuple[str, ...]:

@@ -75,6 +75,19 @@ def test_a_list_in_the_operator_s_json_replaces_the_built_in_one() -> None:
     assert limits.ceiling.filesystem.allow_write == ()
 
 
+def test_the_home_directory_in_the_operator_s_json_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/operator")
+    settings = Settings(ceiling={"filesystem": {"allow_read": ["~"], "deny_read": ["~/.ssh"]}})
+    ceiling = limits_in_force(settings, everything).ceiling
+    request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_read=("/home/operator/project",)))
+    resolved = resolve(request, ceiling=ceiling, defaults=ExecutionPolicy()).filesystem
+    assert (resolved.allow_read, resolved.deny_read) == (("/home/operator/project",), ("/home/operator/.ssh",))
+    for path in ("/home/operator/.ssh/keys", "~/.ssh/keys", "~/project"):
+        inside = ExecutionPolicy(filesystem=FilesystemPolicy(allow_read=(path,)))
+        with pytest.raises(PolicyRefused):
+            resolve(inside, ceiling=ceiling, defaults=ExecutionPolicy())
+
+
 def test_built_in_limits_that_the_runner_cannot_hold_are_left_out() -> None:
     limits = limits_in_force(Settings(), no_workspace)
     resolved = resolve(ExecutionPolicy(), ceiling=limits.ceiling, defaults=limits.defaults)

@@ -129,6 +129,50 @@ def test_reading_is_granted_by_what_may_be_read_or_written() -> None:
             resolve(ExecutionPolicy(filesystem=wider), ceiling=ceiling, defaults=ceiling)
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "granted", "refused"),
+    [
+        (
+            FilesystemPolicy(allow_read=("/srv",), deny_read=("/srv/secret",)),
+            FilesystemPolicy(allow_read=("/srv", "/srv/secrets", "/srv/a")),
+            FilesystemPolicy(allow_read=("/srv/secret", "/srv/secret/keys", "/srv/a/../secret/keys")),
+        ),
+        (
+            FilesystemPolicy(allow_read=("/srv", "/srv/secret/open"), deny_read=("/srv/secret",)),
+            FilesystemPolicy(allow_read=("/srv/secret/open", "/srv/secret/open/a")),
+            FilesystemPolicy(allow_read=("/srv/secret/other",)),
+        ),
+        (
+            FilesystemPolicy(allow_write=("/srv",), deny_write=("/srv/fixed",), deny_read=("//srv/secret",)),
+            FilesystemPolicy(allow_write=("/srv/a",), allow_read=("/srv/fixed/a",)),
+            FilesystemPolicy(allow_write=("/srv/fixed/a", "/srv/secret/a")),
+        ),
+        (
+            FilesystemPolicy(allow_read=("/srv",), deny_read=("/srv",)),
+            FilesystemPolicy(),
+            FilesystemPolicy(allow_read=("/srv", "/srv/a")),
+        ),
+        (
+            FilesystemPolicy(allow_write=("/",), deny_read=("/etc",)),
+            FilesystemPolicy(allow_read=("/", "/opt")),
+            FilesystemPolicy(allow_read=("/etc/passwd",)),
+        ),
+    ],
+)
+def test_what_the_operator_denies_cannot_be_granted_again_by_naming_something_inside(
+    ceiling: FilesystemPolicy, granted: FilesystemPolicy, refused: FilesystemPolicy
+) -> None:
+    bounds = ExecutionPolicy(filesystem=ceiling)
+    resolved = resolve(ExecutionPolicy(filesystem=granted), ceiling=bounds, defaults=bounds)
+    assert (resolved.filesystem.allow_read, resolved.filesystem.allow_write) == (
+        granted.allow_read,
+        granted.allow_write,
+    )
+    with pytest.raises(PolicyRefused) as caught:
+        resolve(ExecutionPolicy(filesystem=refused), ceiling=bounds, defaults=bounds)
+    assert {violation.asked for violation in caught.value.violations} == {*refused.allow_read, *refused.allow_write}
+
+
 def test_required_layers_add_up() -> None:
     requests = [ExecutionPolicy(isolation=IsolationPolicy(require=names)) for names in (("a", "b"), ("b", "c"), ("d",))]
     resolved = resolve(requests[2], ceiling=requests[0], defaults=requests[1])
