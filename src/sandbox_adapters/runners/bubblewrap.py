@@ -30,6 +30,7 @@ from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, close_all, memory_file, open_pipes
+from sandbox_adapters.runners.rlimit_mechanisms import rlimit_mechanisms
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
@@ -58,13 +59,6 @@ _FIXED_LIMITS = (
     (resource.RLIMIT_MSGQUEUE, 0),
     (resource.RLIMIT_SIGPENDING, 4096),
 )
-_MECHANISMS = {
-    "max_memory_mb": "rlimit_data, per process",
-    "max_cpu_seconds": "rlimit_cpu, per process",
-    "max_file_size_mb": "rlimit_fsize",
-    "max_open_files": "rlimit_nofile, per process",
-    "workspace_mb": "tmpfs size, for each of /workspace and /tmp",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +171,7 @@ class BubblewrapRunner:
     def capabilities(self) -> RunnerCapabilities:
         """See CapableRunner."""
         assert self._program is not None  # noqa: S101 - set on entering
-        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program, None)
+        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
         return RunnerCapabilities(isolation, *possible_grants(self.unenforceable))
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
@@ -263,7 +257,7 @@ class BubblewrapRunner:
                 proxy_port=0 if network is None else network.port,
                 grants=b"" if granted is None else granted.packed,
             )
-            isolation = self._isolation(limits, uid, program, network)
+            isolation = self._isolation(limits, uid, program)
             process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
@@ -317,21 +311,17 @@ class BubblewrapRunner:
         """By how much the rlimit is higher, so that the cgroup refuses first: only that one tells."""
         return 1 if self._walls.bounds_processes else 0
 
-    def _isolation(
-        self, limits: ResourceLimits, uid: int, program: _Program, network: ExecutionNetwork | None
-    ) -> Isolation:
-        held = {name: text for name, text in _MECHANISMS.items() if getattr(limits, name) is not None}
-        if limits.max_processes is not None:
-            held["max_processes"] = "rlimit_nproc, unique uid" if uid >= 0 else "rlimit_nproc, user namespace"
+    def _isolation(self, limits: ResourceLimits, uid: int, program: _Program) -> Isolation:
+        held = {**rlimit_mechanisms(limits, unique_uid=uid >= 0), **self._walls.mechanisms(limits)}
         return Isolation(
             runner=self.name,
             version=program.version,
             isolated=True,
-            network="none" if network is None else "egress",
+            network="none",
             kernel_uid=uid if uid >= 0 else os.geteuid(),
             layers=self._layers,
-            limits=self._controls.limits({**held, **self._walls.mechanisms(limits)}),
-            facts={**self._walls.facts, **(self._egress.facts() if network is not None else {})},
+            limits=self._controls.limits(held),
+            facts=dict(self._walls.facts),
         )
 
     def _take_uid(self) -> int:

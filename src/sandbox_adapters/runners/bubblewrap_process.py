@@ -49,6 +49,8 @@ class BubblewrapProcess:
         self._link = link
         self._launch = launch
         self._isolation = isolation if granted is None else granted.recorded(isolation)
+        if network is not None:
+            self._isolation = network.recorded(self._isolation)
         self._granted = granted
         self._stdin, self._stdout, self._stderr = pipes
         self.network = network

@@ -18,7 +18,7 @@ from sandbox_adapters.egress import (
     is_own_address,
 )
 from sandbox_adapters.egress.hosts import IpAddress
-from sandbox_adapters.runners.network_execution import PROXY_PORT, ExecutionNetwork
+from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.network_selftest import Starter, problem_with_listener
 from sandbox_core.domain.errors import InvalidArgument, LaunchFailed, PolicyViolation
 from sandbox_core.domain.policy import NetworkPolicy
@@ -107,11 +107,6 @@ class Egress:
                     found.append(PolicyViolation(f"network.{field}", entry, "names and addresses", error.problem))
         return found
 
-    def facts(self) -> dict[str, str]:
-        """Return what an execution's record says of its proxy."""
-        ports = ", ".join(str(port) for port in sorted(self._ports))
-        return {"egress_ports": ports, "egress_proxy": f"http, connect and socks5 at 127.0.0.1:{PROXY_PORT}"}
-
     def open(self, network: NetworkPolicy) -> ExecutionNetwork | None:
         """Return the way out of one sandbox, None for a policy without any. Raises LaunchFailed and InvalidArgument."""
         if not network.allowed_domains:
@@ -126,7 +121,7 @@ class Egress:
                 lookup=StaticLookup(self._hosts, self._lookup()),
                 inject_headers=self._inject_headers,
             )
-            return ExecutionNetwork(proxy, release=self._budget.give_back)
+            return ExecutionNetwork(proxy, rules, release=self._budget.give_back)
         except OSError as error:
             self._budget.give_back()
             raise LaunchFailed(f"The sandbox got no network proxy: {error.strerror}. Try again later.") from error

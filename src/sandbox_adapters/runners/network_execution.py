@@ -12,11 +12,12 @@ import anyio
 import anyio.abc
 
 from sandbox_adapters.egress import Denial as ProxyDenial
-from sandbox_adapters.egress import EgressProxy, proxy_environment
+from sandbox_adapters.egress import EgressProxy, EgressRules, proxy_environment
 from sandbox_adapters.egress.hosts import HostRefused, authority_text, parse_host
 from sandbox_adapters.runners.child.inside import LISTENER_MADE
 from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import LaunchFailed
+from sandbox_core.domain.isolation import Isolation
 from sandbox_core.ports.runner import ProcessExit
 
 _log = logging.getLogger("sandbox_adapters.runners")
@@ -34,15 +35,17 @@ class ExecutionNetwork:
 
     Args:
         proxy: serves this execution alone; not served yet.
+        rules: those that it serves by.
         release: called once, at the end.
 
     Raises OSError.
     """
 
-    def __init__(self, proxy: EgressProxy, *, release: Callable[[], None]) -> None:
+    def __init__(self, proxy: EgressProxy, rules: EgressRules, *, release: Callable[[], None]) -> None:
         self._ours, self._launchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self._proxy = proxy
+        self._rules = rules
         self._release = release
         self._scope = anyio.CancelScope()
         self._ended: anyio.Event | None = None
@@ -57,6 +60,14 @@ class ExecutionNetwork:
     def environment(self) -> Mapping[str, str]:
         """The variables that lead programs to it."""
         return proxy_environment(PROXY_PORT)
+
+    def recorded(self, isolation: Isolation) -> Isolation:
+        """Return the record of an execution that has this way out and no other."""
+        ports = ", ".join(str(port) for port in sorted(self._rules.ports))
+        where = f"http, connect and socks5 at 127.0.0.1:{self.port}"
+        return replace(
+            isolation, network="egress", facts={**isolation.facts, "egress_ports": ports, "egress_proxy": where}
+        )
 
     def detach_launchers_end(self) -> int:
         """Return the descriptor that the listener is to be sent to, now the caller's."""

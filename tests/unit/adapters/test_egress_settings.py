@@ -67,7 +67,7 @@ def test_what_is_set_reaches_the_proxy() -> None:
         egress_hosts={"mirror.internal": (ip_address("10.1.0.5"),)},
     )
     egress = egress_of(settings)
-    assert egress.facts()["egress_ports"] == "8443"
+    assert egress._ports == frozenset({8443})
     assert egress._hosts == settings.egress_hosts
     assert egress._addresses.refusal(ip_address("10.1.0.5")) is None
     assert egress._addresses.refusal(ip_address("10.2.0.5")) == "private"
