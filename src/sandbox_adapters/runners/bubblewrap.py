@@ -256,6 +256,7 @@ class BubblewrapRunner:
                 limits=tuple(self._rlimits(limits)),
                 proxy_port=0 if network is None else network.port,
                 grants=b"" if granted is None else granted.packed,
+                inodes=self._walls.inodes(limits),
             )
             isolation = self._isolation(limits, uid, program)
             process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)

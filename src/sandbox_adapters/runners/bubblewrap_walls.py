@@ -20,6 +20,8 @@ OWN_PROCESSES = 2
 """bwrap itself and the sandbox's pid 1."""
 _CONTROLLERS = ("memory", "pids")
 """Version 2 counts CPU time by itself; a further hierarchy of version 1 for it would slow every start."""
+INODES_FOR_EACH_MIB = 512
+"""Of `workspace_mb`, where no cgroup bounds memory: files of 2 KiB fill it before their number does."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -99,6 +101,17 @@ class Walls:
             -1 if cpu is None or not self.bounds_cpu_time else cpu,
         )
 
+    def inodes(self, limits: ResourceLimits) -> int:
+        """Return how many files each private file system may have by a bound of its own; 0 for none.
+
+        Each takes about 1 KiB of the kernel's memory, which counts for the tree: where that is bounded, so are they,
+        and nothing has to enter the sandbox, which takes some milliseconds.
+        """
+        memory, _, _ = self.tree_limits(limits)
+        if memory >= 0 or limits.workspace_mb is None or not self.controls.has(Control.SIZED_TMPFS):
+            return 0
+        return limits.workspace_mb * INODES_FOR_EACH_MIB
+
     def mechanisms(self, limits: ResourceLimits) -> dict[str, str]:
         """Return limit -> what holds it for the whole tree, for the limits that a cgroup holds."""
         memory, processes, cpu = self.tree_limits(limits)
@@ -109,4 +122,8 @@ class Walls:
             held["max_processes"] = f"cgroup v{self._version['pids']}, whole tree; rlimit_nproc"
         if cpu >= 0:
             held["max_cpu_seconds"] = "CPU time of the cgroup, whole tree; rlimit_cpu, per process"
+        if limits.workspace_mb is not None:
+            files = self.inodes(limits)
+            bound = f"{files} files in each by tmpfs nr_inodes" if files else "files as max_memory_mb"
+            held["workspace_mb"] = f"tmpfs size, for each of /workspace and /tmp; {bound}"
         return held

@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import inodes
 from .kernel import PR_SET_PDEATHSIG, parent_of, prctl, setns
 
 BACKLOG = 512
@@ -36,16 +37,22 @@ class Preparation:
         uid: uid and gid of the job, -1 when they are the launcher's.
         port: of 127.0.0.1 inside, where a proxy is to be reached; 0 for none.
         report_fd: a socket that gets LISTENER_MADE with the listener; -1 without a port.
+        inodes: how many each private file system may have; 0 for what the kernel gives.
     """
 
     uid: int
     port: int = 0
     report_fd: int = -1
+    inodes: int = 0
 
     def work(self, process: int) -> None:
         """Do it, in the helper. `process` is the open /proc directory of the sandbox's pid 1. Raises OSError."""
+        if self.inodes:
+            inodes.wait_for_mounts(process)
+        enter(process, *(["mnt"] if self.inodes else []), *(["net"] if self.port else []))
+        if self.inodes:
+            inodes.bound(self.inodes)
         if self.port:
-            enter(process, "net")
             with listen(self.port) as listener, socket.socket(fileno=self.report_fd) as report:
                 socket.send_fds(report, [LISTENER_MADE], [listener.fileno()])
 

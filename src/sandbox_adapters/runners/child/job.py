@@ -62,6 +62,7 @@ class Job:
     system_seconds: float = 0.0
     max_rss_kib: int = -1
     terminate_wanted: bool = False
+    killed: bool = False
     preparation: Preparation | None = None
     helper: int = 0
     failure: str = ""
@@ -114,6 +115,7 @@ class Job:
 
     def kill(self) -> None:
         """SIGKILL to whatever of the tree is known."""
+        self.killed = True
         if self.wait_status is None:
             send_signal(self.outer, signal.SIGKILL)
         for pid in self.waiting_for:

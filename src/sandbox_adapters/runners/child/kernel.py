@@ -9,6 +9,7 @@ import signal
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _SYS_CLOSE_RANGE = 436
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -27,6 +28,14 @@ def prctl(option: int, value: int) -> None:
 def setns(descriptor: int) -> None:
     """Enter a namespace (setns(2)). Raises OSError."""
     if _libc.setns(descriptor, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def remount(path: str, options: str) -> None:
+    """Change the options of a file system that is mounted nosuid and nodev (mount(2)). Raises OSError."""
+    flags = ctypes.c_ulong(_MS_REMOUNT | _MS_NOSUID | _MS_NODEV)
+    if _libc.mount(None, path.encode(), None, flags, options.encode()) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

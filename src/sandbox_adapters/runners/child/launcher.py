@@ -156,8 +156,9 @@ class Launcher:
             opened.append(os.open(self._filter, os.O_RDONLY | os.O_CLOEXEC))
             passed += [status_write, opened[-1]]
             block_write = -1
-            if request.proxy_port:
-                preparation = Preparation(request.uid, request.proxy_port, os.dup(descriptors[-1]))
+            if request.proxy_port or request.inodes:
+                report = os.dup(descriptors[-1]) if request.proxy_port else -1
+                preparation = Preparation(request.uid, request.proxy_port, report, request.inodes)
             if request.processes_inside >= 0 or preparation is not None:
                 block_read, block_write = os.pipe2(os.O_CLOEXEC)
                 opened += [block_read, block_write]
@@ -254,8 +255,9 @@ class Launcher:
 
     def _give_up(self, job: Job, reason: str) -> None:
         """End a job whose command must not run. The block stays: bwrap would go on when it is closed."""
-        job.failure = reason
-        job.kill()
+        if not job.killed:
+            job.failure = reason
+            job.kill()
 
     def _stop_watching(self, job: Job) -> None:
         if self._blocked.pop(job.status_fd, None) is not None:

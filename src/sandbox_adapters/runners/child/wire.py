@@ -12,11 +12,12 @@ OP_RUN, OP_TERMINATE, OP_KILL = b"R", b"T", b"K"
 
 COMMAND = struct.Struct("=cQ")
 """Every packet to the launcher: operation, job."""
-RUN = struct.Struct("=qqqqqHB")
+RUN = struct.Struct("=qqqqqqHB")
 """Follows COMMAND for OP_RUN: uid and gid of the job (one number; -1 keeps the launcher's), processes allowed inside
 (-1: no limit set inside), bytes of memory, number of processes and seconds of CPU time that the job's cgroup may have
-(-1: no limit), port of 127.0.0.1 inside where a proxy is to be reached (0: none), number of LIMITs that follow; then
-bwrap's path, what is granted (`grant_mounts.enter`; empty for nothing) and the command, NUL separated.
+(-1: no limit), files that each private file system may have (0: as many as the kernel lets it), port of 127.0.0.1
+inside where a proxy is to be reached (0: none), number of LIMITs that follow; then bwrap's path, what is granted
+(`grant_mounts.enter`; empty for nothing) and the command, NUL separated.
 Four descriptors come along: stdin, stdout, stderr, bwrap's options; with a port a fifth, the AF_UNIX socket that the
 listener made inside is sent to (`inside.LISTENER_MADE`)."""
 LIMIT = struct.Struct("=iQQ")
@@ -48,21 +49,22 @@ class RunRequest:
     command: tuple[bytes, ...]
     proxy_port: int = 0
     grants: bytes = b""
+    inodes: int = 0
 
     @classmethod
     def parse(cls, packet: bytes) -> RunRequest:
         """Take a packet apart. Raises struct.error."""
-        uid, inside, memory, processes, cpu, proxy_port, limit_count = RUN.unpack_from(packet, COMMAND.size)
+        uid, inside, memory, processes, cpu, inodes, proxy_port, limit_count = RUN.unpack_from(packet, COMMAND.size)
         offset = COMMAND.size + RUN.size
         end = offset + LIMIT.size * limit_count
         limits = tuple(LIMIT.iter_unpack(packet[offset:end]))
         bwrap, grants, *command = packet[end:].split(b"\0")
-        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command), proxy_port, grants)
+        return cls(uid, inside, memory, processes, cpu, limits, bwrap, tuple(command), proxy_port, grants, inodes)
 
     def pack(self, number: int) -> bytes:
         """Return the packet for job `number`."""
         tree = (self.tree_memory_bytes, self.tree_processes, self.tree_cpu_seconds)
-        numbers = RUN.pack(self.uid, self.processes_inside, *tree, self.proxy_port, len(self.limits))
+        numbers = RUN.pack(self.uid, self.processes_inside, *tree, self.inodes, self.proxy_port, len(self.limits))
         limits = b"".join(LIMIT.pack(*limit) for limit in self.limits)
         texts = b"\0".join((self.bwrap, self.grants, *self.command))
         return b"".join((COMMAND.pack(OP_RUN, number), numbers, limits, texts))
