@@ -115,6 +115,8 @@ def _default(value: object) -> str:
         return "unset"
     if value in ((), {}, ""):
         return "empty"
+    if isinstance(value, tuple):
+        return f"`{','.join(map(str, value))}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
