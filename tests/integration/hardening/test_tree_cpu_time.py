@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sandbox_adapters.runners import bubblewrap_walls
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
-from sandbox_adapters.runners.hardening.cgroups import Cgroups, open_cgroups
+from sandbox_adapters.runners.controls import Control, Controls
+from sandbox_adapters.runners.hardening.cgroups import open_cgroups
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
@@ -80,14 +80,13 @@ async def test_many_busy_processes_within_the_limit_or_without_one_are_left_alon
 
 @needs_counting
 async def test_without_the_count_the_limit_is_of_each_process_and_the_record_says_so(
-    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+    anyio_backend: str,
 ) -> None:
     """Also shows that the other test fails when nothing counts the tree."""
     limits = ExecutionPolicy(resource_limits=ResourceLimits(max_cpu_seconds=1))
     async with BubblewrapRunner() as runner, runner.start(launch_of(Command(argv=("true",)), limits)) as process:
         assert "whole tree" in process.isolation.limits["max_cpu_seconds"]
-    monkeypatch.setattr(bubblewrap_walls, "open_cgroups", lambda wanted: Cgroups([], [], {}))
-    async with BubblewrapRunner() as runner:
+    async with BubblewrapRunner(controls=Controls(frozenset({Control.CGROUP_TREE}))) as runner:
         async with runner.start(launch_of(Command(argv=("true",)), limits)) as process:
             assert process.isolation.limits["max_cpu_seconds"] == "rlimit_cpu, per process"
         assert (await run(runner, 1)).stdout == b"done\n"
