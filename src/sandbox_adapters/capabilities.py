@@ -32,7 +32,7 @@ class Capabilities:
         isolated: False when code runs with the server's own rights.
         network: what an execution without network grants reaches; see Isolation.
         layers: of every execution; any of them may be required.
-        facts: what a layer is exactly.
+        facts: what a layer is exactly, and what a network grant comes with.
         limits: limit -> the mechanism that holds it; a limit that is not here cannot be asked for.
         network_grants: whether domains within the ceiling can be granted.
         filesystem_grants: whether host paths within the ceiling can be granted.
@@ -71,7 +71,7 @@ def capabilities_of(runner: ProcessRunner, limits: Limits) -> Capabilities:
         ceiling=limits.ceiling,
         defaults=resolve(ExecutionPolicy(), ceiling=limits.ceiling, defaults=limits.defaults),
         layers=said.isolation.layers,
-        facts=dict(said.isolation.facts),
+        facts={**said.isolation.facts, **said.network_facts},
         limits={**said.isolation.limits, **_HELD_BY_SERVER},
         network_grants=said.network_grants,
         filesystem_grants=said.filesystem_grants,

@@ -172,7 +172,8 @@ class BubblewrapRunner:
         """See CapableRunner."""
         assert self._program is not None  # noqa: S101 - set on entering
         isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
-        return RunnerCapabilities(isolation, *possible_grants(self.unenforceable))
+        network, files = possible_grants(self.unenforceable)
+        return RunnerCapabilities(isolation, network, files, network_facts=self._egress.facts() if network else {})
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""

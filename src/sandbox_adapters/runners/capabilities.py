@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Protocol, runtime_checkable
 
 from sandbox_core.domain.errors import PolicyViolation
@@ -26,12 +26,14 @@ class RunnerCapabilities:
         network_grants: whether `network.allowed_domains` can be granted.
         filesystem_grants: whether paths of the host can be granted.
         interception: whether the operator's secrets can be put into HTTPS requests.
+        network_facts: what a network grant comes with exactly.
     """
 
     isolation: Isolation
     network_grants: bool = False
     filesystem_grants: bool = False
     interception: bool = False
+    network_facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from sandbox_adapters.egress import (
     is_own_address,
 )
 from sandbox_adapters.egress.hosts import IpAddress
-from sandbox_adapters.runners.network_execution import ExecutionNetwork
+from sandbox_adapters.runners.network_execution import ExecutionNetwork, proxy_facts
 from sandbox_adapters.runners.network_selftest import Starter, problem_with_listener
 from sandbox_core.domain.errors import InvalidArgument, LaunchFailed, PolicyViolation
 from sandbox_core.domain.policy import NetworkPolicy
@@ -106,6 +106,10 @@ class Egress:
                 except InvalidArgument as error:
                     found.append(PolicyViolation(f"network.{field}", entry, "names and addresses", error.problem))
         return found
+
+    def facts(self) -> dict[str, str]:
+        """Return what the record of every execution with a grant says of its proxy."""
+        return proxy_facts(self._ports)
 
     def open(self, network: NetworkPolicy) -> ExecutionNetwork | None:
         """Return the way out of one sandbox, None for a policy without any. Raises LaunchFailed and InvalidArgument."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 import anyio
@@ -63,11 +63,7 @@ class ExecutionNetwork:
 
     def recorded(self, isolation: Isolation) -> Isolation:
         """Return the record of an execution that has this way out and no other."""
-        ports = ", ".join(str(port) for port in sorted(self._rules.ports))
-        where = f"http, connect and socks5 at 127.0.0.1:{self.port}"
-        return replace(
-            isolation, network="egress", facts={**isolation.facts, "egress_ports": ports, "egress_proxy": where}
-        )
+        return replace(isolation, network="egress", facts={**isolation.facts, **proxy_facts(self._rules.ports)})
 
     def detach_launchers_end(self) -> int:
         """Return the descriptor that the listener is to be sent to, now the caller's."""
@@ -138,6 +134,14 @@ class ExecutionNetwork:
             _log.exception("the proxy of an execution ended")
         finally:
             self._ended.set()
+
+
+def proxy_facts(ports: Iterable[int]) -> dict[str, str]:
+    """Return what a record says of a proxy that reaches these ports."""
+    return {
+        "egress_ports": ", ".join(map(str, sorted(ports))),
+        "egress_proxy": f"http, connect and socks5 at 127.0.0.1:{PROXY_PORT}",
+    }
 
 
 def _denial(denial: ProxyDenial) -> Denial:

@@ -26,13 +26,13 @@ class WalledRunner(ScriptedRunner):
 
     def capabilities(self) -> RunnerCapabilities:
         isolation = Isolation("walled", "3", True, "none", None, ("a", "b"), {"max_processes": "rlimit"}, {"fact": "x"})
-        return RunnerCapabilities(isolation, network_grants=True, interception=True)
+        return RunnerCapabilities(isolation, network_grants=True, interception=True, network_facts={"ports": "7"})
 
 
 def test_the_record_joins_what_the_runner_says_and_what_the_operator_allows() -> None:
     found = capabilities_of(WalledRunner(), LIMITS)
     assert (found.runner, found.runner_version, found.isolated, found.network) == ("walled", "3", True, "none")
-    assert (found.layers, found.facts) == (("a", "b"), {"fact": "x"})
+    assert (found.layers, found.facts) == (("a", "b"), {"fact": "x", "ports": "7"})
     assert found.limits == {
         "max_processes": "rlimit",
         "timeout_seconds": "server",
