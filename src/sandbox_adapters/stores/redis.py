@@ -25,7 +25,7 @@ from sandbox_adapters.stores.redis_call import (
 from sandbox_adapters.stores.redis_log import RedisLog
 from sandbox_adapters.stores.redis_lua import REDIS_TIME
 from sandbox_adapters.stores.redis_places import RedisPlaces
-from sandbox_adapters.stores.redis_wakes import ENOUGH_SECONDS, Wakes
+from sandbox_adapters.stores.redis_wakes import ENOUGH_SECONDS, Channel, Wakes
 from sandbox_core.domain.errors import (
     ExecutionNotFound,
     IllegalTransition,
@@ -47,6 +47,7 @@ _PAGE_BYTES: Final = 16 << 20
 _RENEWED_AT_ONCE: Final = 200
 _FRESH: Final = 256
 _LARGEST_FRESH_BYTES: Final = 64 * 1024
+_HERE_SECONDS: Final = 0.1
 _LOOK_AGAIN_SECONDS: Final = 0.25
 _UNTOLD_SECONDS: Final = 5.0
 
@@ -71,7 +72,7 @@ class RedisStateStore:
         self._clock = clock if clock is not None else SystemClock()
         self._calls = StoreCalls(redis, ttl_seconds=ttl_seconds, time=time)
         self._scripts = self._calls.scripts
-        self._log = RedisLog(self._calls)
+        self._log = RedisLog(self._calls, self._clock)
         self._places = RedisPlaces(self._calls)
         self._wakes = Wakes(redis)
         self._ttl = ttl_seconds
@@ -228,10 +229,18 @@ class RedisStateStore:
         away later.
         """
         async with self._wakes.watch(execution_id) as channel:
+            # What was created or is written here is heard of without Redis; most of it ends before the moment is over.
+            if execution_id in self._fresh or self._log.writes(execution_id):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_HERE_SECONDS):
+                        while not _is_over(channel, after, until_terminal):
+                            await channel.moved.wait()
+                        return
+            await self._wakes.subscribe(execution_id, channel)
             looked, gives_up_at = False, 0.0
             while True:
                 # What a subscription tells of a running execution is enough; an ended one is looked at, as an access.
-                if channel.known is None or channel.known[1].is_terminal:
+                if channel.known is None or (channel.known[1].is_terminal and not looked):
                     generation = channel.generation
                     try:
                         seen = await self._look(execution_id)
@@ -246,8 +255,7 @@ class RedisStateStore:
                     if channel.generation != generation:
                         continue  # news may have fallen between: look again
                     channel.learn(*seen)
-                seq, status = channel.known or (0, ExecutionStatus.PENDING)
-                if status.is_terminal or (not until_terminal and seq > after):
+                if _is_over(channel, after, until_terminal):
                     return
                 moved = channel.moved
                 try:
@@ -294,3 +302,10 @@ class RedisStateStore:
             self._fresh[execution_id] = document
             while len(self._fresh) > _FRESH:
                 self._fresh.popitem(last=False)
+
+
+def _is_over(channel: Channel, after: int, until_terminal: bool) -> bool:
+    if channel.known is None:
+        return False
+    seq, status = channel.known
+    return status.is_terminal or (not until_terminal and seq > after)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
 from sandbox_adapters.stores.redis_call import StoreCalls, Value, nonce
+from sandbox_adapters.stores.redis_lua import TOUCHED_MS
 from sandbox_core.domain.errors import ExecutionNotFound, IllegalTransition, InvalidArgument, LeaseLost
 from sandbox_core.domain.events import EventDraft, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.status import TRANSITIONS, ExecutionStatus
+from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.store import Lease, LogPage
 
 LINE_OVERHEAD_BYTES: Final = 64 * 1024
@@ -22,6 +24,8 @@ LINE_OVERHEAD_BYTES: Final = 64 * 1024
 
 _LARGEST_ASK_BYTES: Final = 8 << 20
 _MOST_WRITERS: Final = 100_000
+_KEPT_BYTES: Final = 64 * 1024
+_MOST_ENDED: Final = 64
 
 
 @dataclass(slots=True)
@@ -39,25 +43,51 @@ class _Writer:
 
     seq: int
     unsure: _Batch | None = None
+    kept: list[bytes] | None = None
+    """The lines so far, of a log that is short."""
+    kept_bytes: int = 0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class RedisLog:
-    """The logs of one store. A batch that is sent again, since its answer was lost, keeps its name: it lands once."""
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A short log that this process wrote to its end, at a time of the monotonic clock. It never changes again."""
 
-    def __init__(self, calls: StoreCalls) -> None:
+    at: float
+    document: bytes
+    lines: list[bytes]
+
+
+class RedisLog:
+    """The logs of one store. A batch that is sent again, since its answer was lost, keeps its name: it lands once.
+
+    A short log that ended here a moment ago is read from memory: who waited for the end reads it at once, and it
+    neither changes nor needs another touch.
+    """
+
+    def __init__(self, calls: StoreCalls, clock: Clock) -> None:
         self._calls = calls
+        self._clock = clock
+        self._written: Counter[ExecutionId] = Counter()
+        self._ended: OrderedDict[ExecutionId, _Ended] = OrderedDict()
         self._writers: OrderedDict[tuple[ExecutionId, int], _Writer] = OrderedDict()
 
     def open(self, lease: Lease, seq: int) -> None:
         """Begin to write under a lease that was just given, to a log of `seq` events."""
-        self._writers[lease.execution_id, lease.token] = _Writer(seq)
+        self._writers[lease.execution_id, lease.token] = _Writer(seq, kept=[] if seq == 0 else None)
+        self._written[lease.execution_id] += 1
         while len(self._writers) > _MOST_WRITERS:
-            self._writers.popitem(last=False)
+            self._forget(next(iter(self._writers)))
 
     def close(self, lease: Lease) -> None:
         """Forget a lease that writes no more."""
-        self._writers.pop((lease.execution_id, lease.token), None)
+        self._forget((lease.execution_id, lease.token))
+
+    def _forget(self, key: tuple[ExecutionId, int]) -> None:
+        if self._writers.pop(key, None) is not None:
+            self._written[key[0]] -= 1
+            if not self._written[key[0]]:
+                del self._written[key[0]]
 
     async def append(self, lease: Lease, drafts: Sequence[EventDraft], execution: Execution | None) -> int:
         """Append, as the port says."""
@@ -94,6 +124,7 @@ class RedisLog:
                 answer = [b"LOST"]
             match answer:
                 case [b"OK", int(seq)]:
+                    self._keep(lease, writer, lines, seq, document if execution and execution.is_terminal else None)
                     writer.seq, writer.unsure = seq, None
                     return seq
                 case [b"SEQ", int(seq)]:
@@ -101,6 +132,20 @@ class RedisLog:
                 case _:
                     self.close(lease)
                     raise LeaseLost(lease.execution_id)
+
+    def _keep(self, lease: Lease, writer: _Writer, lines: list[bytes], seq: int, final: bytes | None) -> None:
+        """Remember the lines of a short log; at its end, all of it for a moment."""
+        if writer.kept is None:
+            return
+        writer.kept_bytes += sum(map(len, lines))
+        if writer.kept_bytes > _KEPT_BYTES or seq != len(writer.kept) + len(lines):
+            writer.kept = None
+            return
+        writer.kept += lines
+        if final is not None:
+            self._ended[lease.execution_id] = _Ended(self._clock.monotonic(), final, writer.kept)
+            while len(self._ended) > _MOST_ENDED:
+                self._ended.popitem(last=False)
 
     async def read(self, execution_id: ExecutionId, *, after: int, max_events: int, max_bytes: int) -> LogPage:
         """Return a page from the front."""
@@ -110,6 +155,10 @@ class RedisLog:
         """Return a page from the end."""
         return await self._page(execution_id, max(after, 0), 1 << 31, max_bytes, backward=True)
 
+    def writes(self, execution_id: ExecutionId) -> bool:
+        """Tell whether this process writes the log now."""
+        return execution_id in self._written
+
     async def _page(
         self, execution_id: ExecutionId, after: int, max_events: int, max_bytes: int, *, backward: bool
     ) -> LogPage:
@@ -118,31 +167,70 @@ class RedisLog:
         How much data a line holds shows when it is decoded, so a page of short lines may take more than one look. Lines
         never change, so the looks together are of the first one's instant.
         """
-        execution: Execution | None = None
-        events: list[OutputEvent] = []
-        low, high, last_seq, taken = after, -1, 0, 0
         after = min(after, 1 << 53)
-        while True:
-            want = min(max_bytes - taken, _LARGEST_ASK_BYTES) + LINE_OVERHEAD_BYTES
+        ended = self._recently_ended(execution_id)
+        if ended is not None:
+            page = _Page(execution_id, ended.document, len(ended.lines), after, max_events, max_bytes, backward)
+            lines = ended.lines[after:]
+            page.take(reversed(lines) if backward else lines)
+            return page.build()
+        read = self._calls.scripts.read
+        answer = await self._calls.run_on(read, execution_id, *(after, max_events, _ask(max_bytes), int(backward), -1))
+        page = _Page(execution_id, answer[1], int(answer[2]), after, max_events, max_bytes, backward)
+        while page.take(answer[3]):
             answer = await self._calls.run_on(
-                self._calls.scripts.read,
+                read,
                 execution_id,
-                *(min(low, 1 << 53), max_events - len(events), want, int(backward), high),
+                *(page.low, max_events - len(page.events), _ask(max_bytes - page.taken), int(backward), page.high),
             )
-            document, seen_seq, lines = answer[1], int(answer[2]), answer[3]
-            if execution is None:
-                execution, last_seq, high = decode_execution(document, execution_id), seen_seq, seen_seq
-            for line in lines:
-                seq = high if backward else low + 1
-                event = decode_event(line, execution_id, seq)
-                taken += len(event.data)
-                if events and taken > max_bytes:
-                    return _log_page(execution, events, last_seq, backward=backward)
-                events.append(event)
-                low, high = (low, high - 1) if backward else (low + 1, high)
-            if low >= high or not lines or len(events) >= max_events:
-                return _log_page(execution, events, last_seq, backward=backward)
+        return page.build()
+
+    def _recently_ended(self, execution_id: ExecutionId) -> _Ended | None:
+        ended = self._ended.get(execution_id)
+        if ended is None or self._clock.monotonic() - ended.at > TOUCHED_MS / 1000:
+            return None
+        return ended
 
 
-def _log_page(execution: Execution, events: list[OutputEvent], last_seq: int, *, backward: bool) -> LogPage:
-    return LogPage(execution, tuple(reversed(events) if backward else events), last_seq)
+class _Page:
+    """A page that fills from one end: `low` and `high` bound what of the log it still lacks."""
+
+    def __init__(
+        self, execution_id: ExecutionId, document: bytes, last_seq: int, after: int, max_events: int, max_bytes: int,
+        backward: bool,
+    ) -> None:  # fmt: skip
+        self.execution = decode_execution(document, execution_id)
+        self.last_seq = last_seq
+        self.low, self.high = after, last_seq
+        self.events: list[OutputEvent] = []
+        self.taken = 0
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._backward = backward
+
+    def take(self, lines: Iterable[bytes]) -> bool:
+        """Add lines; True when the log has more of them and the page has room."""
+        some = False
+        for line in lines:
+            some = True
+            seq = self.high if self._backward else self.low + 1
+            event = decode_event(line, self.execution.id, seq)
+            self.taken += len(event.data)
+            if self.events and (self.taken > self._max_bytes or len(self.events) >= self._max_events):
+                return False
+            self.events.append(event)
+            if self._backward:
+                self.high -= 1
+            else:
+                self.low += 1
+        return some and self.low < self.high and len(self.events) < self._max_events
+
+    def build(self) -> LogPage:
+        """Return it, in ascending order."""
+        events = reversed(self.events) if self._backward else self.events
+        return LogPage(self.execution, tuple(events), self.last_seq)
+
+
+def _ask(data_bytes: int) -> int:
+    """Return how many bytes of lines to ask for, to fill a page with so much data."""
+    return min(data_bytes, _LARGEST_ASK_BYTES) + LINE_OVERHEAD_BYTES

@@ -22,6 +22,9 @@ end
 """
 """Milliseconds by Redis's own clock: the clocks of replicas do not matter."""
 
+TOUCHED_MS: Final = 250
+"""What an access leaves missing of the whole time to live at most, so that one run's many accesses cost one."""
+
 PRELUDE: Final = """
 local ns, ttl, run_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local leases, expiries = ns .. 'leases', ns .. 'expiries'
@@ -45,31 +48,29 @@ local function idempotency_key(m)
   return ns .. 'key:' .. m.p .. ':' .. m.k
 end
 
+-- Let a key that many share live at least so long. It gets an eighth more, so that few calls have to.
 local function keep(key, ms)
   local left = redis.call('PTTL', key)
-  if left ~= -2 and left < ms then redis.pcall('PEXPIRE', key, ms) end
+  if left ~= -2 and left < ms then redis.pcall('PEXPIRE', key, ms + math.floor(ms / 8)) end
 end
 
--- The meta hash as a table, or nil and why not.
+-- The meta hash as a table, and how long its document has left; or nil and why not.
 local function find(id)
   local doc, _, meta = keys_of(id)
   local v = redis.call('HMGET', meta, 'st', 'tok', 'seq', 'p', 's', 'g', 'k', 'b', 'c', 'cl')
-  local there = redis.call('EXISTS', doc) == 1
-  if not v[1] and not there then return nil, 'NOT_FOUND' end
+  local left = redis.call('PTTL', doc)
+  if not v[1] and left == -2 then return nil, 'NOT_FOUND' end
   local m = {id = id, st = v[1], tok = tonumber(v[2] or ''), seq = tonumber(v[3] or ''), p = v[4], s = v[5],
-             g = v[6], k = v[7], b = v[8], c = v[9], cl = v[10]}
-  if not there or not (m.st and m.tok and m.seq and m.p and m.s and m.g and m.k) then return nil, 'TORN' end
+             g = v[6], k = v[7], b = v[8], c = v[9], cl = v[10], left = left}
+  if left == -2 or not (m.st and m.tok and m.seq and m.p and m.s and m.g and m.k) then return nil, 'TORN' end
   return m
 end
 
--- Give an execution, and all that belongs to it, its whole time again.
+-- Give an execution, and all that belongs to it, its whole time again. One that was touched a moment ago has it.
 local function touch(m)
+  local ms = m.st == 'running' and run_ttl or ttl
+  if m.left and m.left > ms - TOUCHED_MS and m.left <= ms then return end
   local doc, output, meta = keys_of(m.id)
-  local ms = ttl
-  if m.st == 'running' then
-    ms = run_ttl
-    if not redis.pcall('ZSCORE', leases, m.id) then redis.pcall('ZADD', leases, 'NX', now(), m.id) end
-  end
   local t = redis.call('TIME')
   local at = t[1] * 1000 + math.floor(t[2] / 1000) + ms
   redis.pcall('PEXPIREAT', doc, at)
@@ -78,6 +79,9 @@ local function touch(m)
   if m.k ~= '' then redis.pcall('PEXPIREAT', idempotency_key(m), at) end
   for _, index in ipairs(indexes_of(m, m.st)) do keep(index, ms) end
   if m.g ~= '' then keep(session_set(m), ms) end
+  if m.st == 'running' and not redis.pcall('ZSCORE', leases, m.id) then
+    redis.pcall('ZADD', leases, 'NX', now(), m.id)
+  end
 end
 
 local function due_name(m)
@@ -85,7 +89,7 @@ local function due_name(m)
 end
 
 local function due(m)
-  redis.pcall('ZADD', expiries, now() + (m.st == 'running' and run_ttl or ttl), due_name(m))
+  redis.pcall('ZADD', expiries, now() + ttl, due_name(m))
   keep(expiries, run_ttl + ttl)
 end
 
@@ -122,11 +126,12 @@ local function sweep(most)
   end
 end
 
+-- Enter the status: touch and tell come after it.
 local function move(m, status)
   unindex(m, m.st)
-  m.st = status
+  m.st, m.left = status, nil
   index(m)
-  due(m)
+  if status ~= 'running' then due(m) end
 end
 
 local function lease(m, ms)
@@ -139,12 +144,14 @@ local function tell(m)
   redis.call('PUBLISH', ns .. 'wake:' .. m.id, m.seq .. ' ' .. m.st)
 end
 
-local function push(output, first)
+local function push(m, output, first)
+  if m.seq == 0 then m.left = nil end -- a new key, which has no time to live yet
+  m.seq = m.seq + #ARGV - first + 1
   for start = first, #ARGV, 1000 do
     redis.call('RPUSH', output, unpack(ARGV, start, math.min(start + 999, #ARGV)))
   end
 end
-"""
+""".replace("TOUCHED_MS", str(TOUCHED_MS))
 """ARGV begins with the namespace, the time to live and that of running executions, both in milliseconds."""
 
 SWEPT_AT_ONCE: Final = 5

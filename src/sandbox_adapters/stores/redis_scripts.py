@@ -120,7 +120,7 @@ for i = 5, #ARGV, 3 do
     if type(until_ms) == 'string' and tonumber(until_ms) > at then
       for _, scope in ipairs(scopes) do
         redis.pcall('ZADD', scope, 'XX', at + lease_ms, member)
-        keep(scope, lease_ms)
+        keep(scope, lease_ms + ttl)
       end
     end
     held[#held + 1] = (i - 5) / 3
@@ -144,7 +144,7 @@ if not redis.call('ZSCORE', ARGV[6], member) then
 end
 for i = 1, count do
   redis.call('ZADD', ARGV[4 + 2 * i], at + lease_ms, member)
-  keep(ARGV[4 + 2 * i], lease_ms)
+  keep(ARGV[4 + 2 * i], lease_ms + ttl)
 end
 return 0
 """
@@ -170,9 +170,8 @@ if m.st ~= 'running' or m.tok ~= token then return {'LOST'} end
 local doc, output, meta = keys_of(m.id)
 if redis.call('LLEN', output) ~= m.seq then return {'TORN'} end
 if m.seq ~= expected then return {'SEQ', m.seq} end
-push(output, 10)
-m.seq = m.seq + #ARGV - 9
-if document ~= '' then redis.call('SET', doc, document) end
+push(m, output, 10)
+if document ~= '' then redis.call('SET', doc, document, 'KEEPTTL') end
 redis.call('HSET', meta, 'seq', m.seq, 'b', batch)
 if status ~= '' and status ~= m.st then
   redis.call('HSET', meta, 'st', status)
@@ -199,8 +198,7 @@ if status == '' then
 end
 local doc, output, meta = keys_of(m.id)
 if redis.call('LLEN', output) ~= m.seq then return {'TORN'} end
-push(output, 8)
-m.seq = m.seq + #ARGV - 7
+push(m, output, 8)
 redis.call('SET', doc, document)
 redis.call('HSET', meta, 'seq', m.seq, 'st', status, 'cl', nonce)
 move(m, status)

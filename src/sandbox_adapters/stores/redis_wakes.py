@@ -115,12 +115,12 @@ class Wakes:
     def tell(self, execution_id: ExecutionId, seq: int, status: ExecutionStatus) -> None:
         """Take news that this process made itself, without the way through Redis."""
         channel = self._channels.get(self._prefix + execution_id)
-        if channel is not None and channel.known is not None:
+        if channel is not None:
             channel.learn(seq, status)
 
     @asynccontextmanager
     async def watch(self, execution_id: ExecutionId) -> AsyncIterator[Channel]:
-        """Subscribe to an execution. Raises StoreUnavailable when that takes longer than an answer may."""
+        """Hear of an execution: at once what this process does to it, everything once the channel is subscribed."""
         name = self._prefix + execution_id
         channel = self._channels.get(name)
         if channel is None:
@@ -130,14 +130,15 @@ class Wakes:
             channel.linger.cancel()
             channel.linger = None
         try:
-            await self._subscribed(name, channel)
             yield channel
         finally:
             channel.waiters -= 1
             if not channel.waiters:
                 self._let_go(name, channel)
 
-    async def _subscribed(self, name: str, channel: Channel) -> None:
+    async def subscribe(self, execution_id: ExecutionId, channel: Channel) -> None:
+        """Subscribe, if it is not. Raises StoreUnavailable when that takes longer than an answer may."""
+        name = self._prefix + execution_id
         if channel.confirmed.is_set():
             return
         options = self._redis.options
