@@ -75,6 +75,7 @@ _FULL_MEASURES: Final[Mapping[str, Schema]] = {
             "max_rss_bytes": _INT_OR_NULL,
             "peak_memory_bytes": _INT_OR_NULL,
             "peak_processes": _INT_OR_NULL,
+            "processes_left": _INT_OR_NULL,
             "stdout_bytes": _INT,
             "stderr_bytes": _INT,
             "dropped_bytes": _INT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from dataclasses import replace
 
 import anyio
 
@@ -57,6 +58,7 @@ class BubblewrapProcess:
         """Its way out; None for a sandbox that has none."""
         self._ended = anyio.Event()
         self._exit: ProcessExit | None = None
+        self._processes_left: int | None = None
         self._first_stderr = True
         self._held = b""
         self._last_words = LastWords()
@@ -133,6 +135,10 @@ class BubblewrapProcess:
     def finish(self, answer: Answer) -> None:
         """Take the launcher's answer: the tree is gone."""
         limits = self._launch.policy.resource_limits
+        self._processes_left = answer.processes_left
+        if self._processes_left is None and "pid" in self._isolation.layers:
+            # The launcher reaped the pid namespace's init, which the kernel lets end last (pid_namespaces(7)).
+            self._processes_left = 0
         usage = Usage(answer.user_seconds, answer.system_seconds, answer.max_rss_bytes)
         if answer.wait_status == STATUS_NOT_STARTED:
             text = f"The sandbox could not be started: {answer.error}."
@@ -195,7 +201,7 @@ class BubblewrapProcess:
 
     def _end(self, exit_: ProcessExit) -> None:
         if self._exit is None:
-            self._exit = exit_
+            self._exit = replace(exit_, processes_left=self._processes_left)
             if self.network is not None:
                 self.network.stop()
             self._stdin.close()

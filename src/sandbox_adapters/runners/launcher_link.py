@@ -42,6 +42,7 @@ class Answer:
     oom_kills: int | None
     peak_processes: int | None
     forks_refused: int | None
+    processes_left: int | None
     error: str
 
 
@@ -175,7 +176,7 @@ class LauncherLink:
 
 def _decode(packet: bytes) -> tuple[int, Answer]:
     number, status, flags, user, system, rss_kib, *tree = wire.ANSWER.unpack_from(packet)
-    memory, oom_kills, processes, refused = (None if count < 0 else count for count in tree)
+    memory, oom_kills, processes, refused, left = (None if count < 0 else count for count in tree)
     return number, Answer(
         wait_status=status,
         executed=bool(flags & wire.FLAG_EXECUTED),
@@ -186,6 +187,7 @@ def _decode(packet: bytes) -> tuple[int, Answer]:
         oom_kills=oom_kills,
         peak_processes=processes,
         forks_refused=refused,
+        processes_left=left,
         error=packet[wire.ANSWER.size :].decode(errors="replace"),
     )
 

@@ -56,6 +56,7 @@ def outcome_of(
             max_rss_bytes=exit_.max_rss_bytes,
             peak_memory_bytes=exit_.peak_memory_bytes,
             peak_processes=exit_.peak_processes,
+            processes_left=exit_.processes_left,
             stdout_bytes=output.printed_bytes[EventKind.STDOUT],
             stderr_bytes=output.printed_bytes[EventKind.STDERR],
             dropped_bytes=output.dropped_bytes,

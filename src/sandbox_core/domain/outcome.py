@@ -70,6 +70,8 @@ class ResourceUsage:
     network_sent_bytes: int | None = None
     """Bytes sent to, and received from, the network through the egress proxy; None without network."""
     network_received_bytes: int | None = None
+    processes_left: int | None = None
+    """Processes of it that were found once it had ended: 0, which was checked; None where nobody could check."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class ProcessExit:
     max_rss_bytes: int | None = None
     peak_memory_bytes: int | None = None
     peak_processes: int | None = None
+    processes_left: int | None = None
+    """Processes found after the end, see ResourceUsage; None where that was not checked."""
     limits_hit: tuple[LimitHit, ...] = ()
     denials: tuple[Denial, ...] = ()
     """What the sandbox refused, in order of the first refusal."""

@@ -107,10 +107,11 @@ class TestUsage:
             memory__peak="4096\n",
             memory__events="low 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 1\n",
             pids__peak="9\n",
+            pids__current="0\n",
             pids__events="max 5\n",
             cpu__stat="usage_usec 3000000\nuser_usec 2000000\nsystem_usec 1000000\n",
         )
-        assert Leaf([Branch(2, EVERY, str(tmp_path))]).usage() == TreeUsage(4096, 2, 9, 5, 2.0, 1.0)
+        assert Leaf([Branch(2, EVERY, str(tmp_path))]).usage() == TreeUsage(4096, 2, 9, 5, 0, 2.0, 1.0)
 
     def test_version_1(self, tmp_path: Path) -> None:
         folder(
@@ -118,11 +119,12 @@ class TestUsage:
             memory__max_usage_in_bytes="4096\n",
             memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
             pids__peak="9\n",
+            pids__current="0\n",
             pids__events="max 5\n",
             cpuacct__usage_user="2000000000\n",
             cpuacct__usage_sys="1000000000\n",
         )
-        assert Leaf([Branch(1, EVERY, str(tmp_path))]).usage() == TreeUsage(4096, 2, 9, 5, 2.0, 1.0)
+        assert Leaf([Branch(1, EVERY, str(tmp_path))]).usage() == TreeUsage(4096, 2, 9, 5, 0, 2.0, 1.0)
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_what_a_kernel_does_not_tell_is_unknown(self, tmp_path: Path, version: int) -> None:

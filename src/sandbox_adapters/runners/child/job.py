@@ -78,14 +78,14 @@ class Job:
         """True when bwrap reported an exit code, which it does for a command that it executed."""
         return b'"exit-code":' in self.status_text
 
-    def usage(self) -> tuple[float, float, int, int, int, int, int]:
+    def usage(self) -> tuple[float, float, int, int, int, int, int, int]:
         """Return the numbers of an ANSWER, from the job's cgroup where that knows better."""
         tree = TreeUsage() if self.leaf is None else self.leaf.usage()
-        counts = (tree.peak_memory_bytes, tree.oom_kills, tree.peak_processes, tree.forks_refused)
-        memory, oom_kills, processes, refused = (-1 if count is None else count for count in counts)
+        counts = (tree.peak_memory_bytes, tree.oom_kills, tree.peak_processes, tree.forks_refused, tree.processes)
+        memory, oom_kills, processes, refused, left = (-1 if count is None else count for count in counts)
         user = self.user_seconds if tree.user_seconds is None else tree.user_seconds
         system = self.system_seconds if tree.system_seconds is None else tree.system_seconds
-        return user, system, self.max_rss_kib, memory, oom_kills, processes, refused
+        return user, system, self.max_rss_kib, memory, oom_kills, processes, refused, left
 
     @property
     def is_init(self) -> bool:

@@ -341,7 +341,7 @@ class Launcher:
             self._leaves.tidy()
 
     def _answer_failure(self, number: int, text: str) -> None:
-        self._send(ANSWER.pack(number, STATUS_NOT_STARTED, 0, 0.0, 0.0, -1, -1, -1, -1, -1) + text.encode())
+        self._send(ANSWER.pack(number, STATUS_NOT_STARTED, 0, 0.0, 0.0, *[-1] * 6) + text.encode())
 
     def _send(self, answer: bytes) -> None:
         self._unsent.append(answer)

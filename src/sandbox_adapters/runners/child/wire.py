@@ -22,10 +22,10 @@ Four descriptors come along: stdin, stdout, stderr, bwrap's options; with a port
 listener made inside is sent to (`inside.LISTENER_MADE`)."""
 LIMIT = struct.Struct("=iQQ")
 """Resource (setrlimit(2)), soft limit, hard limit."""
-ANSWER = struct.Struct("=QiBddqqqqq")
+ANSWER = struct.Struct("=QiBddqqqqqq")
 """From the launcher: job, wait status of bwrap (-1: it could not be started), FLAG_*, user and system CPU seconds,
 largest resident set in KiB, and of the job's cgroup: peak of memory in bytes, processes killed for want of memory, peak
-of processes, forks refused (-1 unknown, each); then a text, empty unless the start failed."""
+of processes, forks refused, processes still in it (-1 unknown, each); then a text, empty unless the start failed."""
 
 FLAG_EXECUTED = 1
 """bwrap reported an exit code of the command, so the command was executed."""

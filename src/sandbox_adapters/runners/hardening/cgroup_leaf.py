@@ -33,13 +33,14 @@ class TreeUsage:
     """What a whole process tree used so far; None where the kernel or the hierarchies in use do not tell.
 
     `oom_kills` counts processes that the kernel killed at the memory limit, `forks_refused` what the limit
-    of processes refused.
+    of processes refused, `processes` those that it has right now, threads and zombies counted.
     """
 
     peak_memory_bytes: int | None = None
     oom_kills: int | None = None
     peak_processes: int | None = None
     forks_refused: int | None = None
+    processes: int | None = None
     user_seconds: float | None = None
     system_seconds: float | None = None
 
@@ -120,12 +121,13 @@ class Leaf:
         values: dict[str, int | float] = {}
         for branch in self._branches:
             values |= _usage_v2(branch) if branch.version == 2 else _usage_v1(branch)
-        peak, oom, most, refused = (values.get(name) for name in ("peak", "oom_kill", "most", "refused"))
+        peak, oom, most, refused, now = (values.get(name) for name in ("peak", "oom_kill", "most", "refused", "now"))
         return TreeUsage(
             peak_memory_bytes=None if peak is None else int(peak),
             oom_kills=None if oom is None else int(oom),
             peak_processes=None if most is None else int(most),
             forks_refused=None if refused is None else int(refused),
+            processes=None if now is None else int(now),
             user_seconds=values.get("user"),
             system_seconds=values.get("system"),
         )
@@ -283,7 +285,8 @@ def _cpu_v2(folder: str) -> dict[str, int | float]:
 
 
 def _pids(folder: str) -> dict[str, int | float]:
-    return _number(f"{folder}/pids.peak", "most") | _keyed(f"{folder}/pids.events", {"max": "refused"})
+    found = _number(f"{folder}/pids.peak", "most") | _number(f"{folder}/pids.current", "now")
+    return found | _keyed(f"{folder}/pids.events", {"max": "refused"})
 
 
 def _number(path: str, name: str, factor: float = 1) -> dict[str, int | float]:

@@ -1,0 +1,245 @@
+"""Nothing outlives its execution, and no execution ends what is not its own; each shown with its control gone too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess  # noqa: TID251 - servers that can be killed
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+from sandbox_adapters.runners.bubblewrap_candidates import candidates
+from sandbox_adapters.runners.child.kernel import children
+from sandbox_adapters.runners.controls import Control, Controls
+from sandbox_core.domain.command import Command
+from sandbox_core.domain.outcome import TerminationReason
+from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.ports.runner import ProcessExit, Stream
+from sandbox_core.testing.runner_harness import (
+    launch_of,
+    open_descriptors,
+    processes_with,
+    read_until,
+    run_command,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+_BOUND_SECONDS = 20
+_RUNS = 100
+_TRIES = 300
+_SERVER = """
+import anyio, sys
+from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+from sandbox_adapters.runners.controls import Control, Controls
+from sandbox_core.domain.command import Command
+from sandbox_core.ports.runner import Stream
+from sandbox_core.testing.runner_harness import launch_of
+
+async def main():
+    controls = Controls(frozenset(Control(name) for name in sys.argv[2].split(",") if name))
+    async with BubblewrapRunner(controls=controls, spares=0) as runner:
+        async with runner.start(launch_of(Command(shell=f"echo up; exec sleep {sys.argv[1]}"))) as process:
+            await process.read(Stream.STDOUT, 10)
+            print(runner._link.pid, flush=True)
+            await process.wait()
+
+anyio.run(main)
+"""
+_HOSTILE = """
+trap '' TERM INT HUP QUIT PIPE USR1 USR2
+mkdir -p $(printf 'deep/%.0s' $(seq 50)) && chmod 0 deep
+for n in 1 2 3; do setsid -f sleep 1000; done
+head -c 2M /dev/zero > big 2> /dev/null
+exit 0
+"""
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
+    async with BubblewrapRunner() as opened:
+        yield opened
+
+
+@pytest.fixture
+def token() -> Iterator[str]:
+    """Something for a command line; what still has it after the test is ended."""
+    text = f"1000.{uuid.uuid4().int}"
+    yield text
+    for pid in processes_with(text):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _without(*controls: Control) -> Controls:
+    return Controls(frozenset(controls))
+
+
+async def _daemon(runner: BubblewrapRunner, token: str) -> ProcessExit:
+    """Run a command that leaves a daemon of its own session behind, which nobody's pipe tells of."""
+    leave = f"setsid -f sleep {token} < /dev/null > /dev/null 2>&1"
+    return (await run_command(runner, Command(shell=leave))).exit
+
+
+async def test_a_daemon_ends_with_its_command_which_is_checked(runner: BubblewrapRunner, token: str) -> None:
+    exit_ = await _daemon(runner, token)
+    assert exit_.processes_left == 0
+    assert processes_with(token) == []
+
+
+async def test_without_its_pid_namespace_a_daemon_is_found_and_told(anyio_backend: str, token: str) -> None:
+    async with BubblewrapRunner(controls=_without(Control.PID)) as runner:
+        told = "cgroup_tree" in runner._layers
+        exit_ = await _daemon(runner, token)
+        assert exit_.processes_left == (1 if told else None)
+        assert told or processes_with(token)
+
+
+async def test_without_pid_namespace_and_cgroup_a_daemon_outlives_its_command(anyio_backend: str, token: str) -> None:
+    async with BubblewrapRunner(controls=_without(Control.PID, Control.CGROUP_TREE)) as runner:
+        exit_ = await _daemon(runner, token)
+        assert exit_.processes_left is None
+        assert processes_with(token)
+
+
+@pytest.mark.parametrize("end", ["kill", "leave"])
+async def test_every_other_end_is_checked_too(runner: BubblewrapRunner, token: str, end: str) -> None:
+    async with runner.start(launch_of(Command(shell=f"trap '' TERM; echo up; sleep {token}"))) as process:
+        await read_until(process, Stream.STDOUT, b"up")
+        if end == "kill":
+            await process.kill()
+            await process.wait()
+            assert processes_with(token) == []
+    assert (await process.wait()).processes_left == 0
+    assert processes_with(token) == []
+
+
+async def test_what_stops_everything_is_still_ended(runner: BubblewrapRunner, token: str) -> None:
+    stop = f"sleep {token} & echo up; kill -STOP -1 $$"
+    async with runner.start(launch_of(Command(shell=stop))) as process:
+        await read_until(process, Stream.STDOUT, b"up")
+        await process.terminate()
+        await process.kill()
+        with anyio.fail_after(_BOUND_SECONDS):
+            assert (await process.wait()).signal == signal.SIGKILL
+    assert processes_with(token) == []
+
+
+async def test_killing_everybody_ends_only_its_own_sandbox(runner: BubblewrapRunner, token: str) -> None:
+    async with runner.start(launch_of(Command(shell=f"echo up; sleep {token}"))) as other:
+        await read_until(other, Stream.STDOUT, b"up")
+        finished = await run_command(runner, Command(shell="trap '' TERM; kill -TERM -1; kill -KILL -1; kill -KILL 0"))
+        assert finished.exit.signal in (None, signal.SIGKILL)
+        assert processes_with(token)
+        assert (await run_command(runner, Command(shell="echo well"))).stdout == b"well\n"
+
+
+def _server(token: str, *without: Control) -> tuple[subprocess.Popen[str], int]:
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, token, ",".join(without)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    return server, int(server.stdout.readline())
+
+
+async def _kill_both(token: str, *without: Control) -> None:
+    """SIGKILL to a server and to its launcher, so that nobody is left to clean up."""
+    server, launcher = _server(token, *without)
+    with server:
+        assert processes_with(token)
+        os.kill(launcher, signal.SIGSTOP)
+        server.kill()
+        os.kill(launcher, signal.SIGKILL)
+    await _until(lambda: not Path(f"/proc/{launcher}").exists())
+
+
+async def _until(happened: Callable[[], bool]) -> None:
+    with anyio.fail_after(_BOUND_SECONDS):
+        # The kernel tells nobody but a parent; the wait is bounded.
+        while not happened():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+async def test_a_killed_server_and_launcher_take_everything_along(anyio_backend: str, token: str) -> None:
+    await _kill_both(token)
+    await _until(lambda: not processes_with(token))
+
+
+async def test_without_death_signals_the_next_start_ends_it_by_its_cgroup(anyio_backend: str, token: str) -> None:
+    await _kill_both(token, Control.PARENT_DEATH_SIGNAL)
+    # Any server's start on this machine is the next one, so it may be gone already.
+    async with BubblewrapRunner(spares=0) as runner:
+        if "cgroup_tree" not in runner._layers:
+            pytest.skip("NO CGROUP HERE: what the next start does is not shown")
+        await _until(lambda: not processes_with(token))
+
+
+async def test_without_both_it_lives_on_after_the_next_start(anyio_backend: str, token: str) -> None:
+    await _kill_both(token, Control.PARENT_DEATH_SIGNAL, Control.CGROUP_TREE)
+    async with BubblewrapRunner(spares=0):
+        assert processes_with(token)
+
+
+def test_bwrap_alone_leaves_orphans_when_it_is_killed_while_it_starts(token: str) -> None:
+    """What the launcher is for: `test_a_kill_at_any_moment_of_the_start_leaves_no_orphan` is the other half."""
+    bwrap = next(iter(candidates())).path
+    options = ["--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+    for attempt in range(_TRIES):
+        with subprocess.Popen([bwrap, *options, "sleep", token], stderr=subprocess.DEVNULL) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.0002 * (attempt % 30))
+            process.kill()
+        for name in os.listdir("/proc"):
+            if name.isdigit() and _is_orphan(int(name), token):
+                return
+    pytest.fail(f"none of {_TRIES} kills left an orphan: nothing is shown")
+
+
+def _is_orphan(pid: int, token: str) -> bool:
+    try:
+        return token.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and pid in processes_with(token)
+    except OSError:
+        return False
+
+
+def _traces(runner: BubblewrapRunner) -> dict[str, object]:
+    """What runs could leave behind: descriptors, processes, mounts, cgroups, directories, System V memory."""
+    assert runner._link is not None
+    return {
+        "descriptors": open_descriptors(),
+        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "launcher's descriptors": len(os.listdir(f"/proc/{runner._link.pid}/fd")),
+        "runtime directory": sorted(os.listdir(runner._directory.path)),
+        "shared memory": len(Path("/proc/sysvipc/shm").read_text().splitlines()),
+    }
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_hundred_hostile_runs_leave_nothing(anyio_backend: str) -> None:
+    policy = ExecutionPolicy(resource_limits=ResourceLimits(max_processes=32, workspace_mb=1))
+    hostile = Command(shell=_HOSTILE)
+    async with BubblewrapRunner(spares=0) as runner:
+        await run_command(runner, hostile, policy)
+        before = _traces(runner)
+        for _ in range(_RUNS):
+            exit_ = (await run_command(runner, hostile, policy)).exit
+            assert (exit_.reason, exit_.exit_code, exit_.processes_left) == (TerminationReason.EXITED, 0, 0)
+        assert _traces(runner) == before
+        assert runner._processes == {}
+        assert runner._uids == set()
+        assert runner._link is not None
+        link = runner._link.pid
+        # The launcher keeps a few children ready for the next start and removes cgroups in quiet moments.
+        await _until(lambda: len(children(link)) <= 3)
+        folders = runner._walls.cgroups.directories
+        await _until(lambda: all(sum(entry.is_dir() for entry in os.scandir(folder)) <= 3 for folder in folders))
