@@ -74,11 +74,11 @@ def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 
     visible = [str(path) for path in settings.read_only_paths]
-    writable = build_policy(normalise_policy(settings.ceiling)).filesystem.allow_write
+    operator = build_policy(normalise_policy(settings.ceiling)).filesystem
     return BubblewrapRunner(
         bwrap_path=settings.bwrap_path,
         read_only_paths=visible,
-        operator_writes=writable,
+        operator=operator,
         spares=settings.spares,
         egress=egress_of(settings),
     )

@@ -35,7 +35,7 @@ from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachab
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
 from sandbox_core.domain.isolation import Isolation
-from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits
 from sandbox_core.ports.runner import Launch, Process
 
 _log = logging.getLogger("sandbox_adapters.runners")
@@ -51,6 +51,7 @@ _FIX = (
     "kernel.apparmor_restrict_unprivileged_userns). "
     "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation at all."
 )
+_NO_RULES = FilesystemPolicy()
 _READY_CHILDREN = 3
 """Processes that wait in the launcher, in their cgroup, to become bwrap; about 3 MiB each, counted proportionally."""
 _FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
@@ -77,7 +78,7 @@ class BubblewrapRunner:
         read_only_paths: host paths that commands see read-only, for example `/opt`. Nothing else of the host
             but /usr and parts of /etc is visible.
         runtime_base: where the runtime directory is made; None is the usual directory for temporary files.
-        operator_writes: the operator's own `filesystem.allow_write`; see Granter.
+        operator: the `filesystem` of the operator's ceiling; see Granter.
         controls: for tests of what a wall holds back; nothing else may take one away.
         spares: how many sandboxes wait, built ahead for the limits asked for last; see SparePool. 0 for none.
         egress: the way out for executions that are granted names; the public internet by default.
@@ -92,7 +93,7 @@ class BubblewrapRunner:
         bwrap_path: str | os.PathLike[str] | None = None,
         read_only_paths: Sequence[str] = (),
         runtime_base: str | None = None,
-        operator_writes: Sequence[str] = (),
+        operator: FilesystemPolicy = _NO_RULES,
         spares: int = 2,
         controls: Controls = ALL,
         egress: Egress | None = None,
@@ -106,7 +107,7 @@ class BubblewrapRunner:
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
-        self._granter = Granter(self._readable, operator_writes)
+        self._granter = Granter(self._readable, operator)
         self._layers: tuple[str, ...] = LAYERS
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}

@@ -36,13 +36,14 @@ class Granter:
 
     Args:
         readable: the roots of what every command can read; nothing in their way can be granted.
-        operator_writes: the `allow_write` of the operator's ceiling, whose exact paths may be protected names.
+        operator: the `filesystem` of the operator's ceiling: a path that its `allow_write` names itself may have a
+            protected name, and what it denies inside of what it grants, no request gets around.
     """
 
-    def __init__(self, readable: Sequence[str], operator_writes: Sequence[str]) -> None:
+    def __init__(self, readable: Sequence[str], operator: FilesystemPolicy) -> None:
         self._taken = tuple(readable)
         self._visible = tuple(path for path in readable if path not in (*_OWN, *PRIVATE))
-        self._operator = tuple(operator_writes)
+        self._operator = operator
 
     def violations(self, policy: FilesystemPolicy) -> list[PolicyViolation]:
         """Return the grants that no sandbox can have, without looking at the host."""
@@ -66,7 +67,7 @@ class Granter:
         own = grant_violations(policy, taken=(directory,), visible=self._visible, operator=self._operator)
         if own:
             raise PolicyRefused(own)
-        grants = resolve_grants(policy, visible=self._visible, operator=self._operator)
+        grants = resolve_grants(policy, visible=self._visible, operator=self._operator.allow_write)
         # Not abandoned when it is cancelled: nobody else would close what it opens.
         plan = await to_thread.run_sync(make_plan, grants)
         try:

@@ -124,7 +124,7 @@ def resolve_grants(policy: FilesystemPolicy, *, visible: Sequence[str] = (), ope
 
 
 def grant_violations(
-    policy: FilesystemPolicy, *, taken: Sequence[str], visible: Sequence[str] = (), operator: Iterable[str] = ()
+    policy: FilesystemPolicy, *, taken: Sequence[str], visible: Sequence[str], operator: FilesystemPolicy
 ) -> list[PolicyViolation]:
     """Return the grants that no sandbox can have, as far as that can be told without looking at the host.
 
@@ -132,10 +132,10 @@ def grant_violations(
         policy: with every denial in force.
         taken: what the sandbox has of its own: nothing in the way of it can be granted.
         visible: paths that every command can read.
-        operator: the `allow_write` of the operator's ceiling.
+        operator: the `filesystem` of the operator's ceiling.
     """
     found: list[PolicyViolation] = []
-    exempt = {host_path(path) for path in operator}
+    exempt = {host_path(path) for path in operator.allow_write}
     asked = [(ALLOW_READ, path) for path in policy.allow_read if _asks(path, visible)]
     asked += [(ALLOW_WRITE, path) for path in policy.allow_write if _asks(path, ())]
     for field, path in asked:
@@ -152,6 +152,8 @@ def grant_violations(
                 if (name == DENY_READ or field == ALLOW_WRITE) and _WILDCARD.search(denial) and covers(denial, full)
             ]
             reason = f"{covering[0]} covers it" if covering else None
+        if reason is None and _overruled(full, field, operator):
+            reason = "the operator's ceiling denies it"
         if reason is not None:
             found.append(PolicyViolation(field, path, "a host path that can be granted", reason))
     if asked:
@@ -194,6 +196,18 @@ def _asks(path: str, visible: Sequence[str]) -> bool:
         return True
     full = host_path(path)
     return not any(path_within(full, root) for root in (*PRIVATE, *visible))
+
+
+def _overruled(full: str, field: str, operator: FilesystemPolicy) -> bool:
+    """True when the most specific rule of the ceiling around a path is a denial, also one that is written with `~`."""
+    granted = operator.allow_write if field == ALLOW_WRITE else (*operator.allow_read, *operator.allow_write)
+    denied = (*operator.deny_read, *operator.deny_write) if field == ALLOW_WRITE else operator.deny_read
+    return _longest_around(full, denied) > 0 and _longest_around(full, granted) <= _longest_around(full, denied)
+
+
+def _longest_around(full: str, entries: Iterable[str]) -> int:
+    paths = (host_path(entry) for entry in entries)
+    return max((len(path) for path in paths if path_within(full, path)), default=0)
 
 
 def _impossible(path: str, taken: Sequence[str]) -> str | None:

@@ -215,3 +215,25 @@ def test_a_timeout_that_is_no_sensible_number_is_refused_by_name(value: Any) -> 
 def test_a_list_entry_that_cannot_be_a_path_is_refused(entry: str) -> None:
     with pytest.raises(InvalidArgument, match=r"filesystem\.deny_read"):
         FilesystemPolicy(deny_read=(entry,))
+
+
+def test_what_the_ceiling_denies_inside_its_grants_needs_a_grant_inside_that() -> None:
+    ceiling = ExecutionPolicy(
+        filesystem=FilesystemPolicy(
+            allow_write=("/srv", "/srv/secret/out"), deny_read=("/srv/secret",), deny_write=("/srv/fixed",)
+        )
+    )
+    for path in ("/srv/a", "/srv/secret/out/x", "/srv//secret/../a", "//srv/a"):
+        request = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(path,)))
+        assert resolve(request, ceiling=ceiling, defaults=ceiling).filesystem.allow_write == (path,)
+    refused = (
+        FilesystemPolicy(allow_read=("/srv/secret",)),
+        FilesystemPolicy(allow_read=("/srv/secret/x",)),
+        FilesystemPolicy(allow_write=("/srv/fixed/x",)),
+        FilesystemPolicy(allow_write=("//srv/secret/x",)),
+    )
+    for asked in refused:
+        with pytest.raises(PolicyRefused, match=r"filesystem\.allow_"):
+            resolve(ExecutionPolicy(filesystem=asked), ceiling=ceiling, defaults=ceiling)
+    readable = ExecutionPolicy(filesystem=FilesystemPolicy(allow_read=("/srv/fixed/x",)))
+    assert resolve(readable, ceiling=ceiling, defaults=ceiling).filesystem.allow_read == ("/srv/fixed/x",)
