@@ -137,9 +137,8 @@ class _Mounter:
             parent = f"{top}/{os.path.dirname(inner)}"
             os.makedirs(parent, 0o711, exist_ok=True)
             _make_place(f"{top}/{inner}", is_directory=is_directory)
-        for here, folders, _ in os.walk(top):
-            for name in folders:
-                os.chmod(f"{here}/{name}", 0o711)  # noqa: S103 - the sandbox's user walks through
+        for here, _, _ in os.walk(top, topdown=False):
+            os.chmod(here, 0o111)  # noqa: S103 - to be walked through by the sandbox's user
         return self._open(folder)
 
     def _id_map(self, source: int) -> int:

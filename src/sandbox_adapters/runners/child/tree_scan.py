@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .mount_calls import RESOLVE_NO_XDEV, open_path
 from .protected_names import GIT, GIT_LAYOUT, folded, is_protected, is_protected_in_git, is_protected_in_worktree
@@ -47,7 +47,16 @@ class _Level:
     path: str
     kind: int
     descriptor: int
-    entries: Iterator[os.DirEntry[str]]
+    entries: Iterator[os.DirEntry[str]] = field(init=False)
+    _stop: Callable[[], None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.entries = listing = os.scandir(self.descriptor)
+        self._stop = listing.close
+
+    def close(self) -> None:
+        self._stop()
+        os.close(self.descriptor)
 
 
 def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: int) -> int:
@@ -64,14 +73,14 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: in
     Returns how many entries there were. Raises TooManyEntries, and OSError when `top` cannot be read.
     """
     kind = _GIT if folded(os.path.basename(path)) == GIT or looks_like_git(top) else _PLAIN
-    levels = [_Level(path, kind, os.dup(top), os.scandir(top))]
+    levels = [_Level(path, kind, os.dup(top))]
     seen = 0
     try:
         while levels:
             level = levels[-1]
             entry = next(level.entries, None)
             if entry is None:
-                os.close(levels.pop().descriptor)
+                levels.pop().close()
                 continue
             seen += 1
             if seen > max_entries:
@@ -81,7 +90,7 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: in
                 levels.append(deeper)
     finally:
         for level in levels:
-            os.close(level.descriptor)
+            level.close()
     return seen
 
 
@@ -119,7 +128,7 @@ def _look(level: _Level, entry: os.DirEntry[str], visit: Callable[[Found], bool]
         if too_deep and role == OTHER:
             role = TOO_DEEP
         if visit(Found(path, name, role, is_directory, is_link, level.descriptor, folder)) and not too_deep:
-            deeper = _Level(path, kind, folder, os.scandir(folder))
+            deeper = _Level(path, kind, folder)
             kept = True
             return deeper
         return None
