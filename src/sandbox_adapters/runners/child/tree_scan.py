@@ -15,7 +15,7 @@ MAX_DEPTH = 64
 """Levels below the top; each takes a descriptor while it is looked through."""
 
 OTHER, PROTECTED, GIT_DIRECTORY, SOCKET = "other", "protected", "git", "socket"
-TOO_DEEP, UNREADABLE, MOUNT = "too deep", "unreadable", "mount"
+TOO_DEEP, UNREADABLE, MOUNT = "too deep", "unreadable", "a mount point"
 """Roles of an entry. A git directory is one called `.git`, or one that git would take for its own. The last three are
 directories that were not looked into."""
 
