@@ -26,7 +26,6 @@ _BWRAP_PREFIX = b"bwrap: "
 _HOLD_SECONDS = 1.0
 """bwrap exits at once after a complaint; a program that prints the same words first waits this long at most."""
 _MAX_COMPLAINT_BYTES = 64 * 1024
-_PIPE_BYTES = 1 << 20
 _SIGNAL_BASE = 128
 _END_SECONDS = 20
 _LOST_SECONDS = 2
@@ -181,7 +180,7 @@ class BubblewrapProcess:
 
     def _with_denials(self, exit_: ProcessExit) -> ProcessExit:
         # Nobody writes any more, so this is at most what the pipe holds; the reader gets it from here.
-        while more := self._stderr.read_now(_PIPE_BYTES):
+        while more := self._stderr.read_now(_MAX_COMPLAINT_BYTES):
             self._held += more
             self._last_words.add(more)
         return self._last_words.with_denials(exit_, self._launch.policy)
