@@ -21,6 +21,8 @@ Lookup: TypeAlias = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
 
 _LOOKUPS_AT_ONCE = 8
 _SHORTEST_ATTEMPT_SECONDS = 1.0
+_BUFFER_BYTES = 512 * 1024
+"""Of the kernel, for each direction of a connection; left alone it may grow to many times that while nobody reads."""
 
 
 class SystemLookup:
@@ -116,6 +118,8 @@ async def _dial(address: IPv4Address | IPv6Address, port: int) -> socket.socket:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         try:
             sock.connect((address.compressed, port))
         except BlockingIOError:

@@ -26,7 +26,7 @@ from sandbox_core.domain.policy import NetworkPolicy
 DESCRIPTORS_PER_CONNECTION = 3
 """The sandbox's end, the destination's end, and one to look its name up with."""
 
-_MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 256, 4
+_MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 128, 4
 _COUNTED_WITHOUT_LIMIT = 1 << 16
 
 
@@ -34,7 +34,7 @@ class ConnectionBudget:
     """Shares half of the server's open files among the proxies, so that no sandbox can take the server's own.
 
     Args:
-        executions: how many may run at once; each gets an equal part, from 4 to 256 connections.
+        executions: how many may run at once; each gets an equal part, from 4 to 128 connections.
         open_files: what the server may have open; its RLIMIT_NOFILE by default.
     """
 

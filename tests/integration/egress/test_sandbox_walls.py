@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import ip_address
 
 import anyio
@@ -15,12 +17,12 @@ from sandbox_adapters.runners.network import Egress
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.denial import DenialKind
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused
-from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import finish, launch_of, read_until
-from tests.integration.egress.conftest import BOUND_SECONDS, Certificate
+from tests.integration.egress.conftest import BOUND_SECONDS, Certificate, lookup
 from tests.integration.egress.origins import Origin
-from tests.integration.egress.sandboxes import denied, reaching, run_in, runner_for
+from tests.integration.egress.sandboxes import ADDRESSES, denied, reaching, run_in, runner_for
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -245,3 +247,14 @@ def test_this_machines_own_addresses_are_known() -> None:
         except OSError:
             return
         assert is_own_address(ip_address(probe.getsockname()[0]))
+
+
+async def test_a_grant_of_names_and_one_of_files_hold_together(origin: Origin) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        policy = reaching("origin.test")
+        policy = replace(policy, filesystem=FilesystemPolicy(allow_write=(folder,)))
+        egress = Egress(ports=frozenset({origin.port}), addresses=ADDRESSES, lookup=lambda: lookup)
+        async with BubblewrapRunner(spares=0, egress=egress, operator_writes=(folder,)) as runner:
+            finished = await run_in(runner, f"curl -sSo {folder}/got http://origin.test:{origin.port}/", policy)
+        assert finished.exit.exit_code == 0, finished.stderr
+        assert await anyio.Path(folder, "got").read_bytes() == b"hello"

@@ -21,7 +21,7 @@ def test_all_proxies_together_stay_within_half_of_the_open_files(open_files: int
             taken += 1
     except LaunchFailed:
         assert taken < executions
-    assert 4 <= budget.each <= 256
+    assert 4 <= budget.each <= 128
     assert taken * budget.each * DESCRIPTORS_PER_CONNECTION <= open_files // 2
 
 

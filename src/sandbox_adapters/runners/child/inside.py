@@ -20,6 +20,8 @@ from .kernel import PR_SET_PDEATHSIG, parent_of, prctl, setns
 
 BACKLOG = 512
 """Connections that may wait for the proxy; the kernel's `net.core.somaxconn` may make it fewer."""
+_BUFFER_BYTES = 256 * 1024
+"""Of the kernel, for each direction of a connection to the proxy, which inherits it from the listener (tcp(7))."""
 LISTENER_MADE = b"+"
 """Comes with the listening socket."""
 
@@ -120,6 +122,8 @@ def listen(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     # bwrap brings `lo` up itself, maybe only later, and fails when somebody else was faster.
     listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        listener.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
     listener.bind(("127.0.0.1", port))
     listener.listen(BACKLOG)
     return listener
