@@ -19,6 +19,7 @@ from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.limits import Limits, limits_in_force
 from sandbox_adapters.policy_input import build_policy, normalise_policy
 from sandbox_adapters.queues.local import LocalQueue
+from sandbox_adapters.secrets_file import load_secrets
 from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.admission import share_of_one
@@ -98,13 +99,15 @@ def egress_of(settings: Settings) -> Egress:
         ),
         hosts=settings.egress_hosts,
         executions=settings.max_concurrent,
+        secrets=load_secrets(settings),
     )
 
 
-def local_runner() -> ProcessRunner:
-    """Return the runner that isolates nothing."""
+def local_runner(settings: Settings) -> ProcessRunner:
+    """Return the runner that isolates nothing, and so takes no secrets: raises SettingsError."""
     from sandbox_adapters.runners.local import LocalRunner
 
+    load_secrets(settings)
     return LocalRunner()
 
 
@@ -181,7 +184,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     runner = providers.Selector(
         settings.provided.runner,
         bubblewrap=providers.Singleton(bubblewrap_runner, settings),
-        local=providers.Singleton(local_runner),
+        local=providers.Singleton(local_runner, settings),
     )
 
     limits: providers.Provider[Limits] = providers.Singleton(limits_in_force, settings, runner.provided.unenforceable)

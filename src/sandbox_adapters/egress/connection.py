@@ -7,7 +7,8 @@ import anyio
 from sandbox_adapters.egress import socks
 from sandbox_adapters.egress.errors import EgressFailure, Refused
 from sandbox_adapters.egress.gate import Gate
-from sandbox_adapters.egress.http_front import HeaderInjector, HttpFront
+from sandbox_adapters.egress.http_front import HttpFront
+from sandbox_adapters.egress.interception import HeaderInjector, Interception
 from sandbox_adapters.egress.requests import Destination
 from sandbox_adapters.egress.streams import TcpStream, discard_input, relay
 from sandbox_adapters.egress.tls_hello import ALERT_ACCESS_DENIED, MAX_HELLO_BYTES
@@ -23,12 +24,18 @@ class Connection:
     """Tells HTTP from SOCKS by the first byte and serves either. `client` stays owned by the caller."""
 
     def __init__(
-        self, client: TcpStream, gate: Gate, limits: EgressLimits, inject_headers: HeaderInjector | None
+        self,
+        client: TcpStream,
+        gate: Gate,
+        limits: EgressLimits,
+        inject_headers: HeaderInjector | None = None,
+        interception: Interception | None = None,
     ) -> None:
         self._client = client
         self._gate = gate
         self._limits = limits
         self._inject = inject_headers
+        self._interception = interception
 
     async def serve(self) -> None:
         """Serve until the connection ends. Raises anyio.BrokenResourceError when the client is gone."""
@@ -86,10 +93,24 @@ class Connection:
             await self._client.send(ALERT_ACCESS_DENIED)
             await discard_input(self._client, max_bytes=MAX_HELLO_BYTES, seconds=_ALERT_SECONDS)
             return
-        if inside in (Inside.TLS, Inside.RAW):
+        if inside is Inside.TLS and self._interception is not None and self._interception.wants(destination):
+            server.close()
+            await self._intercept(destination, self._interception)
+        elif inside in (Inside.TLS, Inside.RAW):
             await relay(self._client, server)
         elif inside is Inside.HTTP:
             # Each request in it is decided, and dialled, for itself.
             server.close()
             front = HttpFront(self._client, self._gate, self._limits, self._inject, tunnel=destination)
             await front.serve()
+
+    async def _intercept(self, destination: Destination, interception: Interception) -> None:
+        """Be the server of the client's TLS, and serve the requests in it one by one, each over TLS of its own."""
+        try:
+            client = await interception.accept(self._client, destination, self._limits.handshake_timeout_seconds)
+        except anyio.BrokenResourceError:
+            return
+        front = HttpFront(
+            client, self._gate, self._limits, interception.inject_headers, tunnel=destination, secure=interception
+        )
+        await front.serve()

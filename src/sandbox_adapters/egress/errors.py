@@ -40,6 +40,7 @@ class Trouble(Enum):
     NAME = "the name could not be resolved"
     REFUSED = "nothing there took the connection"
     TIMEOUT = "it did not answer in time"
+    CERTIFICATE = "the proxy, which ends TLS for it, could not verify who answered"
     PROTOCOL = "its answer could not be understood"
     INJECTION = "a header field that the operator adds for it is not valid"
 

@@ -10,14 +10,14 @@ import h11
 
 from sandbox_adapters.egress.errors import MalformedRequest, Trouble, Unreachable
 from sandbox_adapters.egress.requests import MAX_FIELDS, Fields, end_to_end
-from sandbox_adapters.egress.streams import TcpStream
+from sandbox_adapters.egress.streams import ByteStream
 
 _OURS = frozenset({b"proxy-status"})
 """Only the proxy itself says these, so that an answer of its own can be told from one of the destination."""
 
 
 async def forward(
-    client: TcpStream, client_wire: h11.Connection, server: TcpStream, request: h11.Request, *, max_head_bytes: int
+    client: ByteStream, client_wire: h11.Connection, server: ByteStream, request: h11.Request, *, max_head_bytes: int
 ) -> None:
     """Send `request` and the body that `client` sends, and give `client` the answer.
 
@@ -31,7 +31,9 @@ async def forward(
 
 
 class _Exchange:
-    def __init__(self, client: TcpStream, client_wire: h11.Connection, server: TcpStream, max_head_bytes: int) -> None:
+    def __init__(
+        self, client: ByteStream, client_wire: h11.Connection, server: ByteStream, max_head_bytes: int
+    ) -> None:
         self._client = client
         self._client_wire = client_wire
         self._server = server

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
-
 import anyio
 import h11
 
@@ -12,8 +9,11 @@ from sandbox_adapters.egress.errors import EgressFailure, MalformedRequest, Refu
 from sandbox_adapters.egress.gate import Gate
 from sandbox_adapters.egress.hosts import host_text
 from sandbox_adapters.egress.http_forward import forward
+from sandbox_adapters.egress.interception import HeaderInjector, Interception
 from sandbox_adapters.egress.replies import reply_to
 from sandbox_adapters.egress.requests import (
+    HTTP_PORT,
+    HTTPS_PORT,
     Destination,
     Fields,
     check_head,
@@ -22,15 +22,8 @@ from sandbox_adapters.egress.requests import (
     read_connect,
     read_forward,
 )
-from sandbox_adapters.egress.streams import TcpStream, discard_input
+from sandbox_adapters.egress.streams import ByteStream, discard_input
 from sandbox_adapters.egress.values import EgressLimits
-
-HeaderInjector: TypeAlias = Callable[[str, int], Mapping[str, str]]
-"""From a canonical host and a port to header fields that the operator adds to plain HTTP requests there.
-
-The sandboxed code never sees them, unless the destination sends them back. A field replaces those of its name that
-the client sent. Called for every request, after it was allowed; nothing of it is logged or shown in an error.
-"""
 
 _LAST_WORDS_BYTES = 1 << 20
 _LAST_WORDS_SECONDS = 2.0
@@ -41,23 +34,27 @@ class HttpFront:
 
     Args:
         client: stays owned by the caller, who closes it after `serve`.
+        inject_headers: for the requests of this connection.
         tunnel: where a CONNECT or SOCKS connection leads, when this speaks HTTP inside one.
+        secure: `client` is the inside of TLS that the proxy ends itself, and this begins TLS to the destination.
     """
 
     def __init__(
         self,
-        client: TcpStream,
+        client: ByteStream,
         gate: Gate,
         limits: EgressLimits,
         inject_headers: HeaderInjector | None = None,
         *,
         tunnel: Destination | None = None,
+        secure: Interception | None = None,
     ) -> None:
         self._client = client
         self._gate = gate
         self._limits = limits
         self._inject = inject_headers
         self._tunnel = tunnel
+        self._secure = secure
         self._wire = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_head_bytes)
         self._request_method = b""
 
@@ -141,17 +138,34 @@ class HttpFront:
         return destination
 
     async def _pass_on(self, request: h11.Request) -> None:
+        if self._secure is not None and request.target[:1] not in (b"/", b"*"):
+            raise MalformedRequest("inside TLS the address is a path")
         wanted = read_forward(request, self._tunnel)
         self._read_empty_body(request)
-        self._gate.admit(wanted.destination, plain_http=True)
+        self._gate.admit(wanted.destination, plain_http=self._secure is None)
         try:
-            fields = forwarded_fields(request, wanted.destination, self._injected(wanted.destination))
+            fields = forwarded_fields(
+                request,
+                wanted.destination,
+                self._injected(wanted.destination),
+                default_port=HTTP_PORT if self._secure is None else HTTPS_PORT,
+            )
             outgoing = h11.Request(method=request.method, target=wanted.target, headers=fields)
         except (UnicodeError, h11.LocalProtocolError):
             # Not chained: these errors show the field, which is a secret.
             raise Unreachable(Trouble.INJECTION) from None
-        with await self._gate.dial(wanted.destination, self._client.activity) as server:
+        with await self._dial(wanted.destination) as server:
             await forward(self._client, self._wire, server, outgoing, max_head_bytes=self._limits.max_head_bytes)
+
+    async def _dial(self, destination: Destination) -> ByteStream:
+        server = await self._gate.dial(destination, self._client.activity)
+        if self._secure is None:
+            return server
+        try:
+            return await self._secure.connect(server, destination, self._limits.handshake_timeout_seconds)
+        except BaseException:
+            server.close()
+            raise
 
     def _read_empty_body(self, request: h11.Request) -> None:
         """Take the end of a request without a body, so that a refusal can leave the connection open."""

@@ -15,7 +15,7 @@ from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.egress.addresses import AddressPolicy
 from sandbox_adapters.egress.connection import Connection
 from sandbox_adapters.egress.gate import Gate
-from sandbox_adapters.egress.http_front import HeaderInjector
+from sandbox_adapters.egress.interception import HeaderInjector, Interception
 from sandbox_adapters.egress.ledger import Ledger
 from sandbox_adapters.egress.resolver import Lookup, Resolver
 from sandbox_adapters.egress.rules import EgressRules
@@ -43,6 +43,7 @@ class EgressProxy:
         limits: timeouts and bounds.
         lookup: turns names into addresses; the system's resolver when not given.
         inject_headers: adds the operator's header fields to plain HTTP requests; see HeaderInjector.
+        interception: ends TLS to the hosts that get header fields inside it; None leaves all TLS as it is.
         now: aware time in UTC, for denials.
 
     Start it with `await task_group.start(proxy.serve, listener)`, end it with `aclose` or by cancelling it.
@@ -56,6 +57,7 @@ class EgressProxy:
         limits: EgressLimits | None = None,
         lookup: Lookup | None = None,
         inject_headers: HeaderInjector | None = None,
+        interception: Interception | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self._limits = limits if limits is not None else EgressLimits()
@@ -63,6 +65,7 @@ class EgressProxy:
         resolver = Resolver(addresses if addresses is not None else AddressPolicy(), self._limits, lookup)
         self._gate = Gate(rules, resolver, self._ledger)
         self._inject = inject_headers
+        self._interception = interception
         self._live: set[_Live] = set()
         self._scope: anyio.CancelScope | None = None
         self._ended: anyio.Event | None = None
@@ -136,7 +139,7 @@ class EgressProxy:
         self._ledger.connections += 1
         try:
             with live.scope, sock, TcpStream(sock, activity) as client:
-                await Connection(client, self._gate, self._limits, self._inject).serve()
+                await Connection(client, self._gate, self._limits, self._inject, self._interception).serve()
         except anyio.BrokenResourceError:
             return
         except Exception:  # noqa: BLE001 - the outermost handler: one connection never ends the proxy of a sandbox

@@ -89,6 +89,8 @@ def _unreachable(trouble: Trouble) -> Reply:
             return Reply(502, text, "connection_refused")
         case Trouble.TIMEOUT:
             return Reply(504, text, "connection_timeout")
+        case Trouble.CERTIFICATE:
+            return Reply(502, text, "tls_certificate_error")
         case Trouble.PROTOCOL:
             return Reply(502, text, "http_protocol_error")
         case Trouble.INJECTION:

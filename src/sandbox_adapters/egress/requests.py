@@ -22,6 +22,7 @@ from sandbox_adapters.egress.hosts import (
 from sandbox_adapters.egress.rules import Decision
 
 HTTP_PORT = 80
+HTTPS_PORT = 443
 MAX_FIELDS = 128
 
 _HOP_BY_HOP = frozenset(
@@ -126,15 +127,18 @@ def read_forward(request: h11.Request, tunnel: Destination | None) -> ForwardReq
     return ForwardRequest(destination, rest.encode("ascii"))
 
 
-def forwarded_fields(request: h11.Request, destination: Destination, injected: Fields) -> Fields:
+def forwarded_fields(
+    request: h11.Request, destination: Destination, injected: Fields, *, default_port: int = HTTP_PORT
+) -> Fields:
     """Return the fields to send on: without those of this connection, with the canonical Host, `injected` on top.
 
-    An injected field replaces every field of its name that the client sent.
+    An injected field replaces every field of its name that the client sent. `default_port` is the one of the scheme,
+    which Host does not repeat.
     """
     fields = list(request.headers.raw_items())
     replaced = {name.lower() for name, _ in injected} | {b"host"}
     kept = [(name, value) for name, value in end_to_end(fields) if name.lower() not in replaced]
-    host = authority_text(destination.host, destination.port, HTTP_PORT).encode("ascii")
+    host = authority_text(destination.host, destination.port, default_port).encode("ascii")
     framing = [(b"Transfer-Encoding", b"chunked")] if is_chunked(request) else []
     return [(b"Host", host), *kept, *injected, *framing, (b"Connection", b"close")]
 

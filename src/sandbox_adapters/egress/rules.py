@@ -51,12 +51,12 @@ class EgressRules:
     tls_ports: frozenset[int] = DEFAULT_TLS_PORTS
     raw_ports: frozenset[int] = frozenset()
     allow_ech: bool = False
-    _allowed: tuple[_Entry, ...] = field(init=False, repr=False, compare=False)
-    _denied: tuple[_Entry, ...] = field(init=False, repr=False, compare=False)
+    _allowed: tuple[DomainEntry, ...] = field(init=False, repr=False, compare=False)
+    _denied: tuple[DomainEntry, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_allowed", _entries("allowed_domains", self.allowed_domains))
-        object.__setattr__(self, "_denied", _entries("denied_domains", self.denied_domains))
+        object.__setattr__(self, "_allowed", read_entries("network.allowed_domains", self.allowed_domains))
+        object.__setattr__(self, "_denied", read_entries("network.denied_domains", self.denied_domains))
         for name in ("ports", "tls_ports", "raw_ports"):
             if any(not 0 < port < 1 << 16 for port in getattr(self, name)):
                 raise InvalidArgument(f"network.{name}", "has a port that is not from 1 to 65535")
@@ -100,18 +100,22 @@ class EgressRules:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class DomainEntry:
+    """One entry of a list of domains: a name, every name below one, or an address."""
+
     text: str
     host: Host
     wildcard: bool
 
     def covers(self, host: Host) -> bool:
+        """True when the entry is for `host`, which is canonical."""
         if isinstance(host, str) and isinstance(self.host, str):
             return domain_covers(f"*.{self.host}" if self.wildcard else self.host, host)
         return not self.wildcard and self.host == host
 
 
-def _entries(name: str, texts: tuple[str, ...]) -> tuple[_Entry, ...]:
+def read_entries(field_name: str, texts: tuple[str, ...]) -> tuple[DomainEntry, ...]:
+    """Return the entries that `texts` stand for. Raises InvalidArgument, naming the field, for one that is none."""
     entries = []
     for text in texts:
         wildcard = text.startswith("*.")
@@ -119,14 +123,14 @@ def _entries(name: str, texts: tuple[str, ...]) -> tuple[_Entry, ...]:
             host = parse_host(text.removeprefix("*."))
         except HostRefused as refusal:
             raise InvalidArgument(
-                f"network.{name}",
+                field_name,
                 f"{printable_host(text)!r} is not example.com, *.example.com or an address: {refusal.reason}",
             ) from refusal
         if wildcard and not isinstance(host, str):
-            raise InvalidArgument(f"network.{name}", f"{text!r} puts a wildcard before an address")
-        entries.append(_Entry(text, host, wildcard))
+            raise InvalidArgument(field_name, f"{text!r} puts a wildcard before an address")
+        entries.append(DomainEntry(text, host, wildcard))
     return tuple(entries)
 
 
-def _covering(entries: tuple[_Entry, ...], host: Host) -> str | None:
+def _covering(entries: tuple[DomainEntry, ...], host: Host) -> str | None:
     return next((entry.text for entry in entries if entry.covers(host)), None)

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol, Self
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +33,23 @@ class Activity:
     def touch(self) -> None:
         """Something moved now."""
         self.last = anyio.current_time()
+
+
+class ByteStream(Protocol):
+    """What the HTTP side needs of a connection, with TLS around it or without; see TcpStream."""
+
+    @property
+    def activity(self) -> Activity: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def push_back(self, data: bytes) -> None: ...
+    async def receive(self) -> bytes: ...
+    async def send(self, data: bytes) -> None: ...
+    async def finish_sending(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class TcpStream:
@@ -61,7 +79,7 @@ class TcpStream:
         self._sent = sent
         self._pushed_back = b""
 
-    def __enter__(self) -> TcpStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -126,7 +144,7 @@ class TcpStream:
                 self._sent(count)
             left = left[count:]
 
-    def finish_sending(self) -> None:
+    async def finish_sending(self) -> None:
         """Tell the peer that nothing more will come; receiving goes on."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
@@ -155,7 +173,7 @@ async def relay(first: TcpStream, second: TcpStream) -> None:
         try:
             while piece := await source.receive():
                 await sink.send(piece)
-            sink.finish_sending()
+            await sink.finish_sending()
         except anyio.BrokenResourceError:
             both.cancel_scope.cancel()
             broken.append(True)
@@ -169,15 +187,15 @@ async def relay(first: TcpStream, second: TcpStream) -> None:
         second.abort()
 
 
-async def discard_input(stream: TcpStream, *, max_bytes: int, seconds: float) -> None:
+async def discard_input(stream: ByteStream, *, max_bytes: int, seconds: float) -> None:
     """Finish sending, then read and drop what the peer still sends, within both bounds.
 
     Closing a socket that has unread input sends a reset, which can take the last answer away from the peer before
     it was read (RFC 9112, section 9.6).
     """
-    stream.finish_sending()
     with anyio.move_on_after(seconds):
         try:
+            await stream.finish_sending()
             while max_bytes > 0 and (piece := await stream.receive()):
                 max_bytes -= len(piece)
         except anyio.BrokenResourceError:

@@ -133,7 +133,7 @@ class BubblewrapRunner:
             try:
                 directory = RuntimeDirectory.create(reachable=self._as_root, base=self._runtime_base)
                 stack.callback(directory.close)
-                etc = directory.make_etc()
+                etc = directory.make_etc(self._egress.etc_files())
                 self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
@@ -217,7 +217,7 @@ class BubblewrapRunner:
         granted = await self._granter.prepare(launch.policy.filesystem, self._directory.path)
         uid, network = self._take_uid(), None
         try:
-            network = self._egress.open(launch.policy.network)
+            network = self._egress.open(launch.policy.network, launch.principal)
             return await self._launch_as(launch, uid, network, granted)
         except BaseException:
             self._uids.discard(uid)

@@ -11,16 +11,18 @@ from sandbox_adapters.egress import (
     EgressLimits,
     EgressProxy,
     EgressRules,
-    HeaderInjector,
     Lookup,
+    OperatorSecrets,
     StaticLookup,
     SystemLookup,
     is_own_address,
 )
 from sandbox_adapters.egress.hosts import IpAddress
+from sandbox_adapters.egress.trust import BUNDLE_INSIDE
 from sandbox_adapters.runners.network_execution import ExecutionNetwork, proxy_facts
 from sandbox_adapters.runners.network_selftest import Starter, problem_with_listener
 from sandbox_core.domain.errors import InvalidArgument, LaunchFailed, PolicyViolation
+from sandbox_core.domain.ids import Principal
 from sandbox_core.domain.policy import NetworkPolicy
 
 DESCRIPTORS_PER_CONNECTION = 3
@@ -69,7 +71,7 @@ class Egress:
         hosts: addresses of names that no resolver needs to be asked for, by canonical name.
         lookup: makes what looks up all other names, for each proxy anew; the system's resolver by default.
         executions: how many run at once, for the share of open files that each gets.
-        inject_headers: adds the operator's header fields to plain HTTP; see HeaderInjector.
+        secrets: the operator's; what each execution's proxy adds depends on who asked for it.
     """
 
     def __init__(
@@ -80,14 +82,14 @@ class Egress:
         hosts: Mapping[str, Sequence[IpAddress]] | None = None,
         lookup: Callable[[], Lookup] = SystemLookup,
         executions: int = 10,
-        inject_headers: HeaderInjector | None = None,
+        secrets: OperatorSecrets | None = None,
     ) -> None:
         self._ports = ports
         self._addresses = addresses if addresses is not None else AddressPolicy(is_own=is_own_address)
         self._hosts = dict(hosts or {})
         self._lookup = lookup
         self._budget = ConnectionBudget(executions)
-        self._inject_headers = inject_headers
+        self._secrets = OperatorSecrets() if secrets is None else secrets
         self.unavailable = ""
         """Why no sandbox can be given a proxy here; "" while nothing is known against it."""
 
@@ -111,11 +113,20 @@ class Egress:
         """Return what the record of every execution with a grant says of its proxy."""
         return proxy_facts(self._ports)
 
-    def open(self, network: NetworkPolicy) -> ExecutionNetwork | None:
-        """Return the way out of one sandbox, None for a policy without any. Raises LaunchFailed and InvalidArgument."""
+    def etc_files(self) -> dict[str, bytes]:
+        """Return what every sandbox's /etc must have, by the path in it. Raises OSError."""
+        bundle = self._secrets.trust_bundle()
+        return {} if bundle is None else {BUNDLE_INSIDE.removeprefix("/etc/"): bundle}
+
+    def open(self, network: NetworkPolicy, principal: Principal | None = None) -> ExecutionNetwork | None:
+        """Return the way out of one sandbox for what `principal` asked, None for a policy without any.
+
+        Raises LaunchFailed and InvalidArgument.
+        """
         if not network.allowed_domains:
             return None
         rules = EgressRules.from_policy(network, ports=self._ports)
+        injection = self._secrets.for_principal(principal)
         self._budget.take()
         try:
             proxy = EgressProxy(
@@ -123,9 +134,11 @@ class Egress:
                 addresses=self._addresses,
                 limits=EgressLimits(max_connections=self._budget.each),
                 lookup=StaticLookup(self._hosts, self._lookup()),
-                inject_headers=self._inject_headers,
+                inject_headers=injection.inject_headers,
+                interception=injection.interception,
             )
-            return ExecutionNetwork(proxy, rules, release=self._budget.give_back)
+            trust = self._secrets.environment()
+            return ExecutionNetwork(proxy, rules, release=self._budget.give_back, environment=trust)
         except OSError as error:
             self._budget.give_back()
             raise LaunchFailed(f"The sandbox got no network proxy: {error.strerror}. Try again later.") from error

@@ -37,16 +37,25 @@ class ExecutionNetwork:
         proxy: serves this execution alone; not served yet.
         rules: those that it serves by.
         release: called once, at the end.
+        environment: variables that the command gets beside those that name the proxy.
 
     Raises OSError.
     """
 
-    def __init__(self, proxy: EgressProxy, rules: EgressRules, *, release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        proxy: EgressProxy,
+        rules: EgressRules,
+        *,
+        release: Callable[[], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._ours, self._launchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self._proxy = proxy
         self._rules = rules
         self._release = release
+        self._environment = dict(environment or {})
         self._scope = anyio.CancelScope()
         self._ended: anyio.Event | None = None
         self._closed = False
@@ -59,7 +68,7 @@ class ExecutionNetwork:
     @property
     def environment(self) -> Mapping[str, str]:
         """The variables that lead programs to it."""
-        return proxy_environment(PROXY_PORT)
+        return {**proxy_environment(PROXY_PORT), **self._environment}
 
     def recorded(self, isolation: Isolation) -> Isolation:
         """Return the record of an execution that has this way out and no other."""

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from sandbox_adapters.runners.child.remove_tree import remove_tree
@@ -97,8 +98,8 @@ class RuntimeDirectory:
         _open_up(Path(self.path, "programs"), executable=True)
         return copy
 
-    def make_etc(self) -> Path:
-        """Write the /etc that sandboxes see and return its path."""
+    def make_etc(self, files: Mapping[str, bytes] | None = None) -> Path:
+        """Write the /etc that sandboxes see, with `files` by their paths in it, and return its path."""
         etc = Path(self.path, "etc")
         etc.mkdir()
         empty_directory(etc).mkdir()
@@ -110,6 +111,9 @@ class RuntimeDirectory:
                 _copy(source, etc / source.name)
         for name, text in _ETC_FILES.items():
             (etc / name).write_text(text)
+        for name, content in (files or {}).items():
+            (etc / name).parent.mkdir(parents=True, exist_ok=True)
+            (etc / name).write_bytes(content)
         for name in _ETC_SHOWN:
             if Path("/etc", name).is_dir():
                 (etc / name).mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ class ExecutionRun:
         await self._store_outcome(execution, exit_, wall_seconds, setup_seconds)
 
     async def _run_process(self, execution: Execution, started: float) -> tuple[ProcessExit, Execution, float]:
-        launch = Launch(execution_id=execution.id, command=execution.command, policy=execution.policy)
+        launch = Launch(execution.id, execution.command, execution.policy, execution.principal)
         async with AsyncExitStack() as stack:
             process = await stack.enter_async_context(self._runner.start(launch))
             setup_seconds = self._clock.monotonic() - started

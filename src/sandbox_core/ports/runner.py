@@ -11,7 +11,7 @@ from typing import Protocol
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.denial import Denial
 from sandbox_core.domain.errors import PolicyViolation
-from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.domain.ids import ExecutionId, Principal
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy
@@ -26,11 +26,15 @@ class Stream(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a runner needs to start one process. `policy` is resolved: None in a limit means no bound."""
+    """What a runner needs to start one process. `policy` is resolved: None in a limit means no bound.
+
+    `principal` is who asked, None for nobody: a runner may hold things ready for some callers alone.
+    """
 
     execution_id: ExecutionId
     command: Command
     policy: ExecutionPolicy
+    principal: Principal | None = None
 
 
 @dataclass(frozen=True, slots=True)

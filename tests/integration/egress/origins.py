@@ -125,17 +125,27 @@ def http_origin(tls: ssl.SSLContext | None = None) -> Iterator[Origin]:
 
 
 @contextmanager
-def file_origin(directory: Path) -> Iterator[int]:
-    """Serve the files of `directory`; yields the port."""
+def file_origin(
+    directory: Path, tls: ssl.SSLContext | None = None, *, authorization: str | None = None
+) -> Iterator[int]:
+    """Serve the files of `directory`, to whoever sends `authorization` when it is given; yields the port."""
 
     class Files(SimpleHTTPRequestHandler):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, directory=str(directory), **kwargs)
 
+        def do_GET(self) -> None:
+            if authorization is not None and self.headers.get("Authorization") != authorization:
+                self.send_error(403)
+            else:
+                super().do_GET()
+
         def log_message(self, *args: Any) -> None:
             pass
 
     server = _Server(("127.0.0.1", 0), Files)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     with _running(server):
         yield server.server_address[1]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 
-from sandbox_adapters.egress import AddressPolicy, is_own_address
+from sandbox_adapters.egress import AddressPolicy, OperatorSecrets, is_own_address
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.network import Egress
 from sandbox_core.domain.command import Command
@@ -21,9 +21,13 @@ LIMITS = ResourceLimits(workspace_mb=128, max_processes=128)
 
 
 @asynccontextmanager
-async def runner_for(*ports: int, executions: int = 10) -> AsyncIterator[BubblewrapRunner]:
+async def runner_for(
+    *ports: int, executions: int = 10, secrets: OperatorSecrets | None = None
+) -> AsyncIterator[BubblewrapRunner]:
     """Yield a runner whose sandboxes may ask for these ports."""
-    egress = Egress(ports=frozenset(ports), addresses=ADDRESSES, lookup=lambda: lookup, executions=executions)
+    egress = Egress(
+        ports=frozenset(ports), addresses=ADDRESSES, lookup=lambda: lookup, executions=executions, secrets=secrets
+    )
     async with BubblewrapRunner(spares=1, egress=egress) as runner:
         assert egress.unavailable == ""
         yield runner
