@@ -110,6 +110,7 @@ for i = 5, #ARGV, 3 do
   local m = find(ARGV[i])
   if m and m.st == 'running' and m.tok == tonumber(ARGV[i + 1]) then
     -- Keeping keys alive comes first: after such a write Redis lets a script go on that is out of memory.
+    m.left = nil
     touch(m)
     lease(m, lease_ms)
     local node = ARGV[i + 2]
