@@ -27,7 +27,7 @@ from tests.integration.mcp.harness import (
 from tests.redis_server import RedisServer
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 4.5
 LOST_WITHIN_SECONDS = 15.0
 """What is promised with the default lease; these replicas have a shorter one."""
 
