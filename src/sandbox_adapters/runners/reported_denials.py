@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sandbox_adapters.runners.bubblewrap_options import WRITABLE
+from sandbox_adapters.runners.child.protected_names import protected_part
+from sandbox_adapters.runners.grants import host_path
 from sandbox_adapters.runners.hardening.syscall_rules import REFUSED
 from sandbox_core.domain.denial import Denial, DenialKind, bounded
-from sandbox_core.domain.policy import ExecutionPolicy, inside_sandbox, path_within
+from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits, path_within
 from sandbox_core.ports.runner import ProcessExit
 
 MAX_READ_BYTES = 8 * 1024
@@ -105,21 +107,38 @@ class LastWords:
         if not self._text:
             return (), 0
         lines = self._text.decode(errors="replace").splitlines()
-        return bounded(_read(lines[1:] if self._cut else lines, policy))
+        return bounded(_read(lines[1:] if self._cut else lines, _Rules.of(policy)))
 
 
-def _read(lines: list[str], policy: ExecutionPolicy) -> Iterator[Denial]:
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What a line is held against, made once for all lines. Of denials with wildcards none is recognised."""
+
+    limits: ResourceLimits
+    has_network: bool
+    allow_write: tuple[str, ...]
+    deny_read: tuple[str, ...]
+    deny_write: tuple[str, ...]
+
+    @classmethod
+    def of(cls, policy: ExecutionPolicy) -> _Rules:
+        files = policy.filesystem
+        paths = (tuple(map(host_path, entries)) for entries in (files.allow_write, files.deny_read, files.deny_write))
+        return cls(policy.resource_limits, bool(policy.network.allowed_domains), *paths)
+
+
+def _read(lines: list[str], rules: _Rules) -> Iterator[Denial]:
     for each in lines:
         line = _ESCAPE_SEQUENCE.sub("", each[:_MAX_LINE_CHARACTERS]).translate(_PLAIN_QUOTES)
         line = "".join(letter for letter in line if letter.isprintable()).strip()
-        denial = _of_call_or_file(line, policy)
-        if denial is None and not policy.network.allowed_domains:
+        denial = _of_call_or_file(line, rules)
+        if denial is None and not rules.has_network:
             denial = _of_network(line)
         if denial is not None:
             yield denial
 
 
-def _of_call_or_file(line: str, policy: ExecutionPolicy) -> Denial | None:
+def _of_call_or_file(line: str, rules: _Rules) -> Denial | None:
     found = _ERROR.search(line)
     if found is None:
         return None
@@ -131,7 +150,7 @@ def _of_call_or_file(line: str, policy: ExecutionPolicy) -> Denial | None:
             f"The program reported: {found[0]}. The system call filter refuses {call}; there is nothing to ask for, "
             "so do without it.",
         )  # fmt: skip
-    return _of_file(error, _path_of(fields, after), policy)
+    return _of_file(error, _path_of(fields, after), rules)
 
 
 def _call_of(fields: list[str], error: str) -> str | None:
@@ -164,20 +183,26 @@ def _path_of(fields: list[str], after: str) -> str | None:
     return name if len(fields) > 1 and " " not in name and not _POSITION.fullmatch(name) else None
 
 
-def _of_file(error: str, path: str | None, policy: ExecutionPolicy) -> Denial | None:
-    limits, files = policy.resource_limits, policy.filesystem
+def _of_file(error: str, path: str | None, rules: _Rules) -> Denial | None:
+    limits, full = rules.limits, "" if path is None else host_path(path)
     if error == _READ_ONLY and path is not None:
-        if _listed(path, files.deny_write):
+        if _within(full, rules.deny_write):
             return _file(path, "filesystem.deny_write", error, "The policy denies writing there.")
+        if _within(full, rules.allow_write) and (part := protected_part(full)) is not None:
+            return _file(
+                path, "protected names", error,
+                f"Programs on the host run or obey {part!r}, so no grant lets it be changed, unless the "
+                "operator's ceiling names it.",
+            )  # fmt: skip
         return _file(
             path, "filesystem.allow_write", error,
             "Write below /workspace or /tmp, or ask for the path in filesystem.allow_write, "
             "as far as the operator permits it.",
         )  # fmt: skip
     if error in (_DENIED, _NOT_PERMITTED) and path is not None and path.startswith(("/", "~/")):
-        if _listed(path, files.deny_read):
+        if _within(full, rules.deny_read):
             return _file(path, "filesystem.deny_read", error, "The policy denies reading there.")
-        if any(path_within(inside_sandbox(path), root) for root in WRITABLE):
+        if _within(full, WRITABLE):
             return None
         return _file(
             path, "capabilities_none", error,
@@ -205,9 +230,8 @@ def _file(path: str, rule: str, error: str, advice: str) -> Denial:
     return Denial(DenialKind.FILESYSTEM, path, rule, f"The program reported: {error}. {advice}")
 
 
-def _listed(path: str, entries: tuple[str, ...]) -> bool:
-    full = inside_sandbox(path)
-    return any(path_within(full, inside_sandbox(entry)) for entry in entries)
+def _within(path: str, directories: tuple[str, ...]) -> bool:
+    return any(path_within(path, directory) for directory in directories)
 
 
 def _of_network(line: str) -> Denial | None:

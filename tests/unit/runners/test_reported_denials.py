@@ -19,7 +19,7 @@ DOMAINS = "network.allowed_domains"
 FILES, CALLS, NETWORK = DenialKind.FILESYSTEM, DenialKind.SYSCALL, DenialKind.NETWORK
 LIMITED = ExecutionPolicy(
     resource_limits=ResourceLimits(workspace_mb=16, max_file_size_mb=2, max_open_files=64),
-    filesystem=FilesystemPolicy(deny_read=("/opt/keys",), deny_write=("/srv/kept", "sub")),
+    filesystem=FilesystemPolicy(deny_read=("/opt/keys",), allow_write=("/srv",), deny_write=("/srv/kept", "sub")),
 )
 REPORTED = [
     # Shells and coreutils.
@@ -47,6 +47,8 @@ REPORTED = [
     ("\x1b[31mopen /x: read-only file system\x1b[0m", FILES, "/x", WRITE),
     # Rules of the policy.
     ("touch: cannot touch '/srv/kept/x': Read-only file system", FILES, "/srv/kept/x", "filesystem.deny_write"),
+    ("bash: /srv/a/.git/hooks/x: Read-only file system", FILES, "/srv/a/.git/hooks/x", "protected names"),
+    ("touch: cannot touch '/usr/.git/x': Read-only file system", FILES, "/usr/.git/x", WRITE),
     ("bash: sub/x: Read-only file system", FILES, "sub/x", "filesystem.deny_write"),
     ("cat: /opt/keys/one: Permission denied", FILES, "/opt/keys/one", "filesystem.deny_read"),
     ("dd: error writing 'big': No space left on device", FILES, "big", "resource_limits.workspace_mb"),
@@ -170,6 +172,14 @@ def test_whatever_it_says_the_answer_is_bounded(text: str) -> None:
         assert len(denial.target) <= MAX_TARGET_CHARACTERS
         assert len(denial.message) <= MAX_MESSAGE_CHARACTERS
         assert denial.target.isprintable()
+
+
+def test_many_rules_and_lines_take_no_long_either() -> None:
+    entries = tuple(f"/a/{'b/' * 100}{number}" for number in range(256))
+    policy = ExecutionPolicy(filesystem=FilesystemPolicy(entries, (), entries))
+    started = time.process_time()
+    read("a: /: Read-only file system\n" * 400 + "a: /: permission denied\n" * 400, policy)
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
