@@ -130,6 +130,8 @@ class TcpStream:
 
     async def send(self, data: bytes) -> None:
         """Send all of `data`; returns when the kernel has taken it."""
+        # What waits to be answered may be long without a byte to be received: a client can send many requests at once.
+        await anyio.lowlevel.checkpoint()
         left = memoryview(data)
         while left:
             try:

@@ -9,6 +9,7 @@ import tracemalloc
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import pytest
 
 from sandbox_adapters.egress import EgressLimits, EgressProxy, EgressRules
@@ -334,3 +335,23 @@ async def test_nothing_listens_is_not_a_fault(serving: Serving) -> None:
         assert (
             await running.talk(f"CONNECT origin.test:{port} HTTP/1.1\r\nHost: origin.test\r\n\r\n".encode())
         ).startswith(b"HTTP/1.1 502 ")
+
+
+async def test_a_client_that_sends_many_requests_at_once_lets_others_have_their_turn(serving: Serving) -> None:
+    count = 500
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with serving() as running, anyio.create_task_group() as others:
+        request = b"GET http://no.example/ HTTP/1.1\r\nHost: no.example\r\n\r\n"
+        last = b"GET http://no.example/ HTTP/1.1\r\nHost: no.example\r\nConnection: close\r\n\r\n"
+        others.start_soon(take_turns)
+        answer = await running.talk(request * (count - 1) + last)
+        others.cancel_scope.cancel()
+    assert answer.count(b"HTTP/1.1 403") == count
+    assert turns >= count
