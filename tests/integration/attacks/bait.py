@@ -45,6 +45,8 @@ def set_out(roots: str | None) -> Iterator[dict[str, Any]]:
         (folder / "secret").chmod(0o644)
         (folder / "shared").mkdir()
         (folder / "shared").chmod(0o777)
+        granted = tempfile.mkdtemp(prefix="attack-granted-", dir="/var/tmp")
+        stack.callback(shutil.rmtree, granted)
         os.environ[SECRET_VARIABLE] = secret
         victim = stack.enter_context(subprocess.Popen(["sleep", f"1000.{int(token[:12], 16)}"]))
         stack.callback(victim.kill)
@@ -58,6 +60,7 @@ def set_out(roots: str | None) -> Iterator[dict[str, Any]]:
             "folders": [str(folder), *([roots] if roots else [])],
             "secret_file": str(folder / "secret"),
             "socket_file": str(folder / "socket"),
+            "granted_folder": granted,
             "writable_folder": str(folder / "shared"),
             "suid": f"{roots}/id",
             "root_only": f"{roots}/root-only",

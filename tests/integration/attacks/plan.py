@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from tests.integration.attacks.cases import CASES, Case, Grant
 from tests.integration.attacks.rig import BARE, Batch
 
-COLD, SPARE = "cold", "spare"
+COLD, SPARE, GRANTS = "cold", "spare", "grants"
 
 
 def all_on(case: Case, way: str) -> str:
@@ -18,7 +18,7 @@ def all_on(case: Case, way: str) -> str:
 
 def ways(case: Case) -> tuple[str, ...]:
     """Return the ways to start a sandbox for a case: with limits of their own all are made in one."""
-    return (COLD,) if case.limits else (COLD, SPARE)
+    return (COLD,) if case.limits else (COLD, SPARE, GRANTS)
 
 
 def off(case: Case, without: Iterable[str]) -> str:
@@ -39,13 +39,13 @@ def batches(*, root: bool) -> list[Batch]:
     wanted: dict[str, list[str]] = defaultdict(list)
     made: dict[str, Batch] = {}
 
-    def add(case: Case, name: str, without: Iterable[str] = (), *, granted: bool, spare: bool = False) -> None:
+    def add(case: Case, name: str, without: Iterable[str] = (), *, granted: bool, way: str = COLD) -> None:
         wanted[name].append(case.attack)
-        made[name] = Batch(name, wanted[name], sorted(without), granted, spare, dict(case.limits))
+        made[name] = Batch(name, wanted[name], sorted(without), granted, way == SPARE, way == GRANTS, dict(case.limits))
 
     for case in CASES:
         for way in ways(case):
-            add(case, all_on(case, way), granted=case.grant is Grant.ALWAYS, spare=way == SPARE)
+            add(case, all_on(case, way), granted=case.grant is Grant.ALWAYS, way=way)
         if case.bare or case.machine:
             add(case, off(case, [BARE]), [BARE], granted=case.grant is not Grant.NEVER)
         if case.grant is Grant.INSTEAD:

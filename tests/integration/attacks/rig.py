@@ -12,7 +12,7 @@ import os
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import anyio
 
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.controls import Control, Controls
+from sandbox_adapters.runners.network import Egress
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.testing.runner_harness import Finished, finish, launch_of
 from tests.integration.attacks.bait import set_out
 
@@ -52,6 +53,8 @@ class Batch:
     without: Sequence[str] = ()
     granted: bool = False
     spare: bool = False
+    grants: bool = False
+    """With a network that leads to one name, and a folder of the host to write to."""
     limits: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -88,9 +91,18 @@ async def run_batch(batch: Batch, bait: Mapping[str, Any]) -> Answer:
     controls = Controls(frozenset(Control(name) for name in batch.without))
     folders = bait["folders"] if batch.granted else ()
     policy = ExecutionPolicy(resource_limits=ResourceLimits(**batch.limits))
+    may_write = FilesystemPolicy(allow_write=(bait["granted_folder"],))
+    if batch.grants:
+        policy = replace(policy, network=NetworkPolicy(allowed_domains=("example.com",)), filesystem=may_write)
     launch = launch_of(Command(argv=argv), policy)
     with anyio.fail_after(_SECONDS):
-        async with BubblewrapRunner(controls=controls, read_only_paths=folders, spares=int(batch.spare)) as runner:
+        async with BubblewrapRunner(
+            controls=controls,
+            read_only_paths=folders,
+            spares=int(batch.spare),
+            egress=Egress(),
+            operator=may_write,
+        ) as runner:
             if batch.spare:
                 await _spare(runner, policy)
             async with runner.start(launch) as process:
