@@ -16,10 +16,10 @@ _OTHER_LOOP = (
 
 def check_redis(settings: Settings) -> None:
     """Raise SettingsError when the state is to be in Redis and the settings cannot say where."""
-    from sandbox_adapters.redis_connection import RedisOptions
-
     if settings.state != "redis":
         return
+    from sandbox_adapters.redis_connection import RedisOptions
+
     if settings.redis_url is None:
         raise SettingsError("SANDBOX_STATE is redis, and REDIS_URL is not set.")
     try:

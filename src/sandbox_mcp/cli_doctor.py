@@ -54,7 +54,7 @@ def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
         table.add_row(Text(check.name), state, Text(check.detail), Text("" if check.ok else check.fix))
     console.print(table)
     if diagnosis.capabilities is not None:
-        console.print(Text(f"\n{capabilities_text(diagnosis.capabilities)}"))
+        console.print(Text(f"\n{capabilities_text(diagnosis.capabilities)}"), soft_wrap=True)
     verdict = "can work here" if diagnosis.works else "cannot work here"
     console.print(Text(f"\nThe {diagnosis.runner} runner {verdict}."))
     for sentence in unknown:

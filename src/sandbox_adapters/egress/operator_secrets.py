@@ -53,6 +53,11 @@ class OperatorSecrets:
             return Injection(headers.plain)
         return Injection(headers.plain, Interception(self._authority, headers.secure, self._upstream))
 
+    @property
+    def intercepts(self) -> bool:
+        """True where TLS ends here for the hosts that secrets are for."""
+        return self._authority is not None
+
     def trust_bundle(self) -> bytes | None:
         """Return the certificates that sandboxes must trust, PEM, None when no TLS ends here. Raises OSError."""
         return None if self._authority is None else trust_bundle(self._authority.pem)

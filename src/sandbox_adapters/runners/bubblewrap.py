@@ -174,7 +174,8 @@ class BubblewrapRunner:
         assert self._program is not None  # noqa: S101 - set on entering
         isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
         network, files = possible_grants(self.unenforceable)
-        return RunnerCapabilities(isolation, network, files, network_facts=self._egress.facts() if network else {})
+        facts = self._egress.facts() if network else {}
+        return RunnerCapabilities(isolation, network, files, network and self._egress.intercepts, facts)
 
     def start(self, launch: Launch) -> AbstractAsyncContextManager[Process]:
         """See ProcessRunner. `kill` and the end of the context take a few milliseconds."""

@@ -113,6 +113,11 @@ class Egress:
         """Return what the record of every execution with a grant says of its proxy."""
         return proxy_facts(self._ports)
 
+    @property
+    def intercepts(self) -> bool:
+        """See OperatorSecrets."""
+        return self._secrets.intercepts
+
     def etc_files(self) -> dict[str, bytes]:
         """Return what every sandbox's /etc must have, by the path in it. Raises OSError."""
         bundle = self._secrets.trust_bundle()

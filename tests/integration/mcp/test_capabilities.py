@@ -16,6 +16,7 @@ from tests.integration.mcp.harness import MODES, Served, call, connected, refusa
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 TOKEN = "t" * 32
+SECRET = "k3pt-value"
 CEILING = {
     "network": {"denied_domains": ["bad.example"]},
     "filesystem": {"deny_read": ["/home/somebody"]},
@@ -26,7 +27,12 @@ CEILING = {
 
 @pytest.fixture(scope="module")
 def walled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    secrets = tmp_path_factory.mktemp("kept") / "secrets.json"
+    secrets.touch(mode=0o600)
+    secrets.write_text(json.dumps({"forge": {"value": SECRET, "domains": ["api.example"]}}))
     settings = {
+        "SANDBOX_SECRETS_FILE": str(secrets),
+        "SANDBOX_EGRESS_CA_CERT": "auto",
         "SANDBOX_CEILING": json.dumps(CEILING),
         "SANDBOX_AUTH_TOKEN": TOKEN,
         "SANDBOX_READ_ONLY_PATHS": "/opt",
@@ -79,8 +85,8 @@ async def test_it_fits_its_schema_and_tells_no_secret_and_no_other_path(client: 
     assert result.structured_content is not None
     jsonschema.validate(result.structured_content, schema)
     said = json.dumps(result.structured_content) + text(result)
-    assert TOKEN not in said
-    assert "/opt" not in said
+    for hidden in (TOKEN, SECRET, "forge", "secrets.json", "/opt"):
+        assert hidden not in said
     assert str(Path.home()) not in said.replace("/home/somebody", "")
 
 
@@ -88,6 +94,11 @@ async def test_the_text_says_it_in_a_few_lines(client: Client) -> None:
     lines = text(await client.call_tool("get_capabilities", {})).splitlines()
     assert lines[0].startswith("bubblewrap ")
     assert [line.split(":")[0] for line in lines[1:]] == ["layers", "facts", "limits", "grants", "ceiling", "defaults"]
+
+
+async def test_it_tells_which_grants_are_possible(client: Client) -> None:
+    able = await call(client, "get_capabilities")
+    assert [able[name] for name in ("network_grants", "filesystem_grants", "interception")] == [True, True, True]
 
 
 async def test_it_takes_no_arguments(client: Client) -> None:
