@@ -99,7 +99,7 @@ def score_adjustment(pid: int) -> int:
 
 
 async def make_files(runner: BubblewrapRunner, directory: str, count: int, max_memory_mb: int | None) -> Finished:
-    policy = ExecutionPolicy(resource_limits=ResourceLimits(max_memory_mb=max_memory_mb, workspace_mb=1))
+    policy = ExecutionPolicy(resource_limits=ResourceLimits(max_memory_mb=max_memory_mb, workspace_mb=256))
     return await run_command(runner, Command(argv=("python3", "-c", _EMPTY_FILES, directory, str(count))), policy)
 
 
