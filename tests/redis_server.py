@@ -17,6 +17,7 @@ import socket
 import subprocess  # noqa: TID251  # starts the server under test
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,17 @@ class RedisServer:
 
         with Redis(port=self.port, socket_timeout=_START_SECONDS, protocol=2) as client:
             return client.execute_command(*parts)
+
+    def commands(self) -> Counter[str]:
+        """Return how often each command was run since the server started, those inside scripts too."""
+        found: Counter[str] = Counter()
+        for name, numbers in self.ask("INFO", "commandstats").items():
+            found[name.removeprefix("cmdstat_")] = int(numbers["calls"])
+        return found
+
+    def sent_bytes(self) -> int:
+        """Return how many bytes it has sent to all clients."""
+        return int(self.ask("INFO", "stats")["total_net_output_bytes"])
 
     def _answers(self) -> bool:
         from redis.exceptions import RedisError

@@ -191,6 +191,8 @@ class RedisConnection:
         else:
             pool = BlockingConnectionPool.from_url(url, timeout=timeout, **given)
         client = Redis(connection_pool=pool)
+        if answer_bound:
+            client.response_callbacks.clear()  # answers as Redis gives them
         self._opened.append(client)
         return client
 

@@ -19,8 +19,9 @@ from sandbox_core.domain.status import TRANSITIONS, ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.store import Lease, LogPage
 
-LINE_OVERHEAD_BYTES: Final = 64 * 1024
-"""What a page asks for beyond its bytes: lines are longer than the data in them."""
+LINE_OVERHEAD_BYTES: Final = 8 * 1024
+"""What a page asks for beyond its bytes and a quarter, since lines are longer than the data in them. Asked again, it is
+four times as much: short lines make many bytes of little data."""
 
 _LARGEST_ASK_BYTES: Final = 8 << 20
 _MOST_WRITERS: Final = 100_000
@@ -174,14 +175,17 @@ class RedisLog:
             lines = ended.lines[after:]
             page.take(reversed(lines) if backward else lines)
             return page.build()
-        read = self._calls.scripts.read
-        answer = await self._calls.run_on(read, execution_id, *(after, max_events, _ask(max_bytes), int(backward), -1))
+        read, want = self._calls.scripts.read, max_bytes + max_bytes // 4 + LINE_OVERHEAD_BYTES
+        answer = await self._calls.run_on(
+            read, execution_id, *(after, max_events, min(want, _LARGEST_ASK_BYTES), int(backward), -1)
+        )
         page = _Page(execution_id, answer[1], int(answer[2]), after, max_events, max_bytes, backward)
         while page.take(answer[3]):
+            want *= 4
             answer = await self._calls.run_on(
                 read,
                 execution_id,
-                *(page.low, max_events - len(page.events), _ask(max_bytes - page.taken), int(backward), page.high),
+                *(page.low, page.room, min(want, _LARGEST_ASK_BYTES), int(backward), page.high),
             )
         return page.build()
 
@@ -208,6 +212,11 @@ class _Page:
         self._max_bytes = max_bytes
         self._backward = backward
 
+    @property
+    def room(self) -> int:
+        """How many events it may still take."""
+        return self._max_events - len(self.events)
+
     def take(self, lines: Iterable[bytes]) -> bool:
         """Add lines; True when the log has more of them and the page has room."""
         some = False
@@ -229,8 +238,3 @@ class _Page:
         """Return it, in ascending order."""
         events = reversed(self.events) if self._backward else self.events
         return LogPage(self.execution, tuple(events), self.last_seq)
-
-
-def _ask(data_bytes: int) -> int:
-    """Return how many bytes of lines to ask for, to fill a page with so much data."""
-    return min(data_bytes, _LARGEST_ASK_BYTES) + LINE_OVERHEAD_BYTES

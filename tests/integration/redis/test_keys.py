@@ -40,9 +40,10 @@ async def test_nothing_lives_without_a_time_to_live(redis_server: RedisServer) -
         _all_expire(redis_server)
         claim = await store.claim(execution.id, NODE, lease_seconds=15)
         _all_expire(redis_server)
-        ready = claim.execution
-        await store.append(claim.lease, [printed(CLOCK, b"one")], ready)
-        await store.append(claim.lease, [printed(CLOCK, b"two")], ready)
+        await store.append(claim.lease, [printed(CLOCK, b"one")])
+        _all_expire(redis_server)
+        await store.append(claim.lease, [printed(CLOCK, b"two")], claim.execution)
+        _all_expire(redis_server)
         await store.renew([claim.lease], lease_seconds=15)
         await store.ping()
         _all_expire(redis_server)
