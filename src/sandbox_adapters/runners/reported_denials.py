@@ -61,6 +61,7 @@ _NO_NETWORK = tuple(
         r"host='(?P<host>[^\s']+)', port=(?P<port>\d{1,5})",
         rf"could not resolve (?:host(?:name)?:? )?['\"]?{_HOST}['\"]?(?:[\s;,:]|$)",
         rf"unable to resolve host address ['\"]?{_HOST}['\"]?(?:\s|$)",
+        rf"resolving {_HOST}(?: \(\S+\))?\.\.\. failed",
         rf"failed to resolve ['\"]{_HOST}['\"]",
         rf"getaddrinfo (?:EAI_AGAIN|ENOTFOUND) {_HOST}(?::(?P<port>\d{{1,5}}))?(?:\s|$)",
         rf"dial (?:tcp|udp): lookup {_HOST}(?: on \S+)?: ",
@@ -107,7 +108,11 @@ class LastWords:
         if not self._text:
             return (), 0
         lines = self._text.decode(errors="replace").splitlines()
-        return bounded(_read(lines[1:] if self._cut else lines, _Rules.of(policy)))
+        found = list(_read(lines[1:] if self._cut else lines, _Rules.of(policy)))
+        if any(each.kind is DenialKind.NETWORK and each.target != _UNNAMED_HOST for each in found):
+            # The same refusal in other words.
+            found = [each for each in found if each.target != _UNNAMED_HOST]
+        return bounded(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ REPORTED = [
     ("fatal: unable to access 'https://a.example/': Could not resolve host: a.example", NETWORK, "a.example", DOMAINS),
     ("ssh: Could not resolve hostname a.example: Temporary failure in name resolution", NETWORK, "a.example", DOMAINS),
     ("wget: unable to resolve host address \u2018a.example\u2019", NETWORK, "a.example", DOMAINS),
+    ("Resolving a.example (a.example)... failed: Temporary failure in name resolution.", NETWORK, "a.example", DOMAINS),
     ("ping: a.example: Temporary failure in name resolution", NETWORK, "a.example", DOMAINS),
     ("ping: a.example: Name or service not known", NETWORK, "a.example", DOMAINS),
     ("Error: getaddrinfo EAI_AGAIN a.example", NETWORK, "a.example", DOMAINS),
@@ -127,6 +128,11 @@ def test_what_has_no_limit_is_not_blamed_on_one() -> None:
 def test_where_there_is_a_network_its_own_guard_tells() -> None:
     policy = ExecutionPolicy(network=NetworkPolicy(allowed_domains=("b.example",)))
     assert [line for line, kind, _, _ in REPORTED if kind is NETWORK and read(line, policy)] == []
+
+
+def test_who_named_the_host_in_another_line_is_not_told_twice() -> None:
+    text = "bash: connect: Network is unreachable\nbash: line 1: /dev/tcp/1.2.3.4/80: Network is unreachable\n"
+    assert [each.target for each in read(text)] == ["1.2.3.4:80"]
 
 
 def test_the_same_is_counted_and_pieces_are_put_together() -> None:
