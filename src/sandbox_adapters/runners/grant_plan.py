@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from sandbox_adapters.runners.child.grant_check import Check, Offence, is_put_as
 from sandbox_adapters.runners.child.grant_check import Region as Checked
 from sandbox_adapters.runners.child.grant_mounts import HIDE, LOCK, PIN, READ, WRITE
 from sandbox_adapters.runners.child.mount_calls import open_path
+from sandbox_adapters.runners.child.protected_names import GIT
 from sandbox_adapters.runners.child.tree_scan import (
     GIT_DIRECTORY,
     MOUNT,
     OTHER,
-    SOCKET,
+    SPECIAL,
     TOO_DEEP,
     UNREADABLE,
     Found,
@@ -28,15 +30,19 @@ from sandbox_adapters.runners.child.tree_scan import (
     looks_like_git,
     scan,
 )
+from sandbox_adapters.runners.git_config import paths_of_config
 from sandbox_adapters.runners.grants import DENY_WRITE, Access, Grants, Region, expression
 from sandbox_core.domain.errors import PolicyRefused, PolicyViolation
 from sandbox_core.domain.policy import path_within
 
 MAX_ENTRIES = 500_000
 """Files and directories in one granted directory at the start."""
-MAX_MOUNTS = 512
-"""For all grants of one execution; each costs about 0.1 ms at its start."""
+MAX_MOUNTS = 1024
+"""For all grants of one execution; each costs about a millisecond at its start."""
 
+_GIT_CONFIGS = ("config", "config.worktree")
+_MAX_CONFIG_BYTES = 1 << 20
+_TOO_MANY_MOUNTS = f"protecting what is in it needs over {MAX_MOUNTS} mounts; grant less"
 _STRENGTH = {HIDE: 3, READ: 2, WRITE: 2, LOCK: 1, PIN: 0}
 
 
@@ -91,6 +97,16 @@ def make_plan(grants: Grants) -> Plan:
     return plan
 
 
+@dataclass(slots=True)
+class _LookedThrough:
+    """What was found in a writable region: protected paths with their inodes, and git directories."""
+
+    region: Region
+    protect: bool
+    known: dict[str, int]
+    git: list[str] = field(default_factory=list)
+
+
 class _Planner:
     def __init__(self, grants: Grants, plan: Plan) -> None:
         self._grants = grants
@@ -99,11 +115,16 @@ class _Planner:
         self._directories: dict[str, bool] = {}
         self._hidden = _compiled(grants.hidden)
         self._locked = _compiled(grants.locked)
+        self._missing: list[str] = []
+        self._targets: list[tuple[Region, str]] = []
+        self._looked_through: list[_LookedThrough] = []
+        self._has_patterns = bool(grants.hidden or grants.locked)
         self._boundaries = {region.path for region in grants.regions}
 
     def run(self) -> None:
         for region in self._grants.regions:
             self._enter(region)
+        self._look_in_targets()
         tops = [region.path for region in self._grants.tops]
         for point in _mount_points():
             for top in tops:
@@ -112,6 +133,9 @@ class _Planner:
         for number, top in enumerate(tops):
             if top in self._marks:
                 self._lay_out(number, top)
+        denied = expression([*self._grants.locked, *self._missing])
+        for seen in self._looked_through:
+            self._plan.checked.append(Checked(seen.region.path, seen.known, tuple(seen.git), seen.protect, denied))
 
     def _enter(self, region: Region) -> None:
         """Note what is done at a region's path, and look through it."""
@@ -121,6 +145,8 @@ class _Planner:
         except (FileNotFoundError, NotADirectoryError):
             if region.granted and not (region.exempt and parent is not None and parent.access is Access.WRITE):
                 self._refuse(region, "it does not exist")
+            if region.field == DENY_WRITE:
+                self._missing.append(region.path)
             return
         except OSError as error:
             self._refuse(region, _reason(error))
@@ -142,37 +168,36 @@ class _Planner:
 
     def _look_through(self, region: Region) -> None:
         writable = region.access is Access.WRITE
-        protect = writable and not region.exempt
-        known: list[str] = [inner.path for inner in self._grants.below(region.path) if inner.path in self._exists()]
-        git: list[str] = []
+        inside = {inner.path: (inner, _inode(inner.path)) for inner in self._grants.below(region.path)}
+        known = {path: inode for path, (inner, inode) in inside.items() if inode or inner.exempt}
+        seen = _LookedThrough(region, writable and not region.exempt, known)
         top = open_path(region.path, flags=os.O_RDONLY | os.O_DIRECTORY)
         self._plan.tops.append(top)
 
         def visit(found: Found) -> bool:
             if found.path in self._boundaries:
                 return False
-            self._directories[found.path] = found.is_directory
             for pattern, mark in ((self._hidden, HIDE), (self._locked, LOCK)):
                 if pattern is not None and (mark == HIDE or writable) and pattern.fullmatch(found.path):
-                    return self._deny(region, found, mark, known)
-            if found.role == SOCKET:
+                    return self._deny(seen, found, mark)
+            if found.role == SPECIAL:
                 self._mark(found.path, HIDE)
             if found.is_directory and is_put_aside(found):
                 return False
             if found.role in (MOUNT, TOO_DEEP) or (found.role == UNREADABLE and writable and _is_ours(found)):
                 self._refuse(region, f"{found.path} cannot be looked through ({found.role})")
-            if not protect or found.role in (OTHER, SOCKET, UNREADABLE):
+            if not seen.protect or found.role in (OTHER, SPECIAL, UNREADABLE):
                 return True
             if found.role == GIT_DIRECTORY and found.is_directory:
-                git.append(found.path)
+                seen.git.append(found.path)
                 self._mark(found.path, PIN)
                 return True
-            return self._protect(region, found, known)
+            return self._protect(seen, found)
 
         try:
-            if protect and looks_like_git(top):
-                git.append(region.path)
-            scan(top, region.path, visit, max_entries=MAX_ENTRIES)
+            if seen.protect and looks_like_git(top):
+                seen.git.append(region.path)
+            scan(top, region.path, visit, plain=self._has_patterns, max_entries=MAX_ENTRIES)
         except TooManyEntries:
             self._refuse(region, f"it has over {MAX_ENTRIES} entries; grant a smaller directory")
         except OSError as error:
@@ -182,72 +207,95 @@ class _Planner:
                 self._plan.tops.pop()
                 os.close(top)
         if writable:
-            missing = [
-                inner.path for inner in self._grants.below(region.path)
-                if not inner.granted and inner.field == DENY_WRITE and inner.path not in known
-            ]  # fmt: skip
-            exempt = [inner.path for inner in self._grants.below(region.path) if inner.exempt]
-            denied = expression([*self._grants.locked, *missing])
-            self._plan.checked.append(Checked(region.path, (*known, *exempt), tuple(git), protect, denied))
+            self._looked_through.append(seen)
 
-    def _exists(self) -> set[str]:
-        """The regions that there are."""
-        found = set()
-        for region in self._grants.regions:
-            if os.path.lexists(region.path):
-                found.add(region.path)
-        return found
-
-    def _deny(self, region: Region, found: Found, mark: str, known: list[str]) -> bool:
+    def _deny(self, seen: _LookedThrough, found: Found, mark: str) -> bool:
         if found.is_link:
-            self._refuse(region, f"{found.path} is denied and is a symbolic link, which nothing can be mounted on")
+            text = f"{found.path} is denied and is a symbolic link, which nothing can be mounted on"
+            self._refuse(seen.region, text)
         self._mark(found.path, mark)
-        known.append(found.path)
+        seen.known[found.path] = _inode(found.path)
         return False
 
-    def _protect(self, region: Region, found: Found, known: list[str]) -> bool:
+    def _protect(self, seen: _LookedThrough, found: Found) -> bool:
         """Make a protected name read-only, with whatever it leads to."""
         if found.is_link:
-            self._refuse(region, f"{found.path} is a symbolic link with a protected name; put a file in its place")
+            self._refuse(seen.region, f"{found.path} is a symbolic link with a protected name; put a file in its place")
         self._mark(found.path, LOCK)
-        known.append(found.path)
+        seen.known[found.path] = _inode(found.path)
         if found.is_directory:
-            scan(found.descriptor, found.path, lambda inner: self._look_in(region, inner), max_entries=MAX_ENTRIES)
-        else:
-            self._check_links(region, found.path, found)
+            scan(found.descriptor, found.path, partial(self._look_in, seen.region), plain=True, max_entries=MAX_ENTRIES)
+            return False
+        self._check_links(seen.region, found.path)
+        if found.name in _GIT_CONFIGS and os.path.dirname(found.path) in seen.git:
+            self._read_config(seen.region, found)
         return False
+
+    def _read_config(self, region: Region, found: Found) -> None:
+        """Protect also where a repository's configuration says that its hooks are."""
+        folder = os.path.dirname(found.path)
+        worktree = os.path.dirname(folder) if os.path.basename(folder) == GIT else folder
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(found.name, flags, dir_fd=found.parent), "rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(text) > _MAX_CONFIG_BYTES:
+            self._refuse(region, f"{found.path} is too long to be understood")
+        for path in paths_of_config(os.fsdecode(text), folder=folder, worktree=worktree):
+            if self._access(path) is Access.WRITE:
+                self._lock_target(region, path, f"git runs or reads {path} because of {found.path}, and it")
 
     def _look_in(self, region: Region, found: Found) -> bool:
         """In a protected directory: what is there under a second name could be changed by that."""
-        self._directories[found.path] = found.is_directory
         if found.path in self._boundaries:
             return False
-        if found.role == SOCKET:
+        if found.role == SPECIAL:
             self._mark(found.path, HIDE)
         elif found.is_link:
             self._follow(region, found)
         elif not found.is_directory:
-            self._check_links(region, found.path, found)
+            self._check_links(region, found.path)
         return True
 
     def _follow(self, region: Region, found: Found) -> None:
         """Protect what a link in a protected directory leads to, as a hook that lies among a project's scripts."""
-        meant = os.path.normpath(
-            os.path.join(os.path.dirname(found.path), os.readlink(found.name, dir_fd=found.parent))
-        )
-        target = os.path.realpath(meant)
-        if not any(self._access(path) is Access.WRITE for path in (meant, target)):
-            return
-        if target != meant or not os.path.isfile(target):
-            self._refuse(region, f"{found.path} is protected and leads to {meant}, which is a link or no file")
-        self._directories[target] = False
-        self._mark(target, LOCK)
+        words = os.readlink(found.name, dir_fd=found.parent)
+        meant = os.path.normpath(os.path.join(os.path.dirname(found.path), words))
+        if any(self._access(path) is Access.WRITE for path in (meant, os.path.realpath(meant))):
+            self._lock_target(region, meant, f"{found.path} is protected and leads to {meant}, which")
 
-    def _check_links(self, region: Region, path: str, found: Found) -> None:
-        if os.stat(found.name, dir_fd=found.parent, follow_symlinks=False).st_nlink > 1:
-            self._refuse(
-                region, f"{path} is protected and has a second name (a hard link), by which it could be changed"
-            )
+    def _lock_target(self, region: Region, path: str, what: str) -> None:
+        """Make a path read-only that is not protected by its name; `what` begins a sentence about it."""
+        if self._marks.get(path) == LOCK:
+            return
+        if os.path.realpath(path) != path:
+            self._refuse(region, f"{what} is reached through a symbolic link")
+        if any(path_within(other, path) for other in self._boundaries):
+            self._refuse(region, f"{what} is, or is around, a directory with rules of its own")
+        if not os.path.lexists(path):
+            self._missing.append(path)
+            return
+        self._mark(path, LOCK)
+        if os.path.isdir(path):
+            self._targets.append((region, path))
+        else:
+            self._check_links(region, path)
+
+    def _look_in_targets(self) -> None:
+        """Look through the directories that were found to need protection; one may lead to the next."""
+        while self._targets:
+            region, path = self._targets.pop()
+            if len(self._marks) > MAX_MOUNTS:
+                self._refuse(region, _TOO_MANY_MOUNTS)
+            top = open_path(path, flags=os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                scan(top, path, partial(self._look_in, region), plain=True, max_entries=MAX_ENTRIES)
+            finally:
+                os.close(top)
+
+    def _check_links(self, region: Region, path: str) -> None:
+        if os.lstat(path).st_nlink > 1:
+            text = f"{path} is protected and has a second name (a hard link), by which it could be changed"
+            self._refuse(region, text)
 
     def _mark(self, path: str, mark: str) -> None:
         present = self._marks.get(path)
@@ -264,7 +312,6 @@ class _Planner:
                     break
                 if way not in self._marks and self._access(way) is Access.WRITE:
                     self._marks[way] = PIN
-                    self._directories[way] = True
                     inside.add(way)
         for path in (top, *sorted(inside, key=lambda path: (path.count("/"), path))):
             mark = self._marks[path]
@@ -278,7 +325,7 @@ class _Planner:
             }
             self._plan.steps.append(step)
         if len(self._plan.steps) > MAX_MOUNTS:
-            self._refuse(self._region(top), f"protecting what is in it needs over {MAX_MOUNTS} mounts; grant less")
+            self._refuse(self._region(top), _TOO_MANY_MOUNTS)
         below = any(region.access is Access.WRITE for region in self._grants.below(top))
         writable = below or self._marks[top] == WRITE
         self._plan.options += ["--bind" if writable else "--ro-bind", f"{{stage}}/{number}", top]
@@ -308,6 +355,13 @@ class _Planner:
 
 def _compiled(denials: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(expression(denials)) if denials else None
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return 0
 
 
 def _is_ours(found: Found) -> bool:

@@ -47,6 +47,8 @@ class Granter:
 
     def violations(self, policy: FilesystemPolicy) -> list[PolicyViolation]:
         """Return the grants that no sandbox can have, without looking at the host."""
+        if not self.asked(policy):
+            return []
         return grant_violations(policy, taken=self._taken, visible=self._visible, operator=self._operator)
 
     def asked(self, policy: FilesystemPolicy) -> bool:
@@ -139,7 +141,7 @@ class Granted:
 
 def _denial(offence: Offence) -> Denial:
     if offence.problem:
-        text = f"It must not be there, and stays: {offence.problem}."
+        text = f"Look at it before you use it: {offence.problem}."
     else:
         text = f"Programs on the host would obey it, or it was denied; renamed to {offence.moved_to!r}."
     return Denial(DenialKind.FILESYSTEM, offence.path, offence.rule, text)

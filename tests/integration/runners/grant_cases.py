@@ -28,7 +28,8 @@ from sandbox_core.domain.denial import DenialKind
 from sandbox_core.domain.errors import PolicyRefused
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy
-from sandbox_core.testing.runner_harness import Finished, launch_of, run_command
+from sandbox_core.ports.runner import Stream
+from sandbox_core.testing.runner_harness import Finished, launch_of, read_until, run_command
 
 Case = Callable[[BubblewrapRunner, Path], Awaitable[None]]
 
@@ -367,6 +368,49 @@ async def sockets_of_the_host_are_hidden(runner: BubblewrapRunner, top: Path) ->
     assert (top / "control").is_socket()
 
 
+async def pipes_of_the_host_are_hidden(runner: BubblewrapRunner, top: Path) -> None:
+    os.mkfifo(top / "orders", 0o666)
+    os.chmod(top / "orders", 0o666)
+    reader = os.open(top / "orders", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for rule in ("allow_read", "allow_write"):
+            await run(runner, f"echo order > {top}/orders; echo order 1<> {top}/orders", **{rule: (top,)})
+            assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
+async def hooks_that_a_configuration_names_are_read_only(runner: BubblewrapRunner, top: Path) -> None:
+    repository(top)
+    put(top / "tools/hooks/pre-commit")
+    put(top / "tools/run")
+    put(top / "shared.cfg", "[core]\n")
+    (top / "tools/hooks/post-commit").symlink_to("../run")
+    with (top / ".git/config").open("a") as file:
+        file.write('[core] hooksPath = "tools/hooks" ; ours\n')
+        file.write("[include]\n\tpath = ../shared.cfg\n\tpath = ../later.cfg\n")
+    script = f"""cd {top}; echo x > tools/hooks/pre-commit; echo x > tools/hooks/post-merge; mv tools/hooks x
+    mv tools x; echo x > tools/run; echo x > shared.cfg; echo x > later.cfg; echo x > tools/other"""
+    found = await run(runner, script, allow_write=(top,))
+    assert tree(top / "tools") == ["hooks", "hooks/post-commit", "hooks/pre-commit", "other", "run"]
+    for name in ("tools/hooks/pre-commit", "tools/run"):
+        assert (top / name).read_text() == "host\n"
+    assert (top / "shared.cfg").read_text() == "[core]\n"
+    assert denied(found) == {f"{top}/later.cfg"}
+
+
+async def what_the_host_replaces_meanwhile_is_told(runner: BubblewrapRunner, top: Path) -> None:
+    put(top / ".envrc")
+    policy = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(str(top),)))
+    command = Command(shell=f"echo up; read x; echo x >> {top}/.envrc", interactive=True)
+    async with runner.start(launch_of(command, policy)) as process:
+        await read_until(process, Stream.STDOUT, b"up")
+        put(top / "new").rename(top / ".envrc")
+        await process.send_stdin(b"go\n")
+        exit_ = await process.wait()
+    assert [(denial.target, "replaced" in denial.message) for denial in exit_.denials] == [(f"{top}/.envrc", True)]
+
+
 async def second_names_of_protected_files_are_refused(runner: BubblewrapRunner, top: Path) -> None:
     put(top / ".envrc")
     (top / "second").hardlink_to(top / ".envrc")
@@ -445,6 +489,9 @@ CASES: dict[str, Case] = {
         denied_names_that_did_not_exist_are_put_aside,
         no_set_user_id_program_is_left_behind,
         sockets_of_the_host_are_hidden,
+        pipes_of_the_host_are_hidden,
+        hooks_that_a_configuration_names_are_read_only,
+        what_the_host_replaces_meanwhile_is_told,
         second_names_of_protected_files_are_refused,
         a_hook_that_lies_among_the_files_is_read_only,
         odd_names_are_names,

@@ -36,7 +36,7 @@ from .tree_scan import (
 
 JOURNAL = "granted"
 """Directory of what is still to be checked, in a runtime directory."""
-MAX_ENTRIES = 5_000_000
+MAX_ENTRIES = 2_000_000
 """About ten seconds' worth."""
 RULE_PROTECTED, RULE_DENIED = "protected names", "filesystem.deny_write"
 
@@ -50,14 +50,14 @@ class Region:
 
     Args:
         path: the directory.
-        known: paths that are protected by mounts, or are regions of their own.
+        known: paths that are protected by mounts, or are regions of their own, with their inodes; 0 for any.
         git: git directories that were there at the start; what they execute is protected inside.
         protect: look for protected names; False where the operator's ceiling names the path itself.
         denied: a regular expression for paths that must not be made; "" for none.
     """
 
     path: str
-    known: tuple[str, ...]
+    known: Mapping[str, int]
     git: tuple[str, ...]
     protect: bool
     denied: str
@@ -65,12 +65,12 @@ class Region:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Region:
         """Return one from its JSON."""
-        return cls(fields["path"], tuple(fields["known"]), tuple(fields["git"]), fields["protect"], fields["denied"])
+        return cls(fields["path"], fields["known"], tuple(fields["git"]), fields["protect"], fields["denied"])
 
 
 @dataclass(frozen=True, slots=True)
 class Offence:
-    """Something that must not be there. `moved_to` is its new name, "" when it could not be renamed."""
+    """Something that must not be there. `moved_to` is its new name, "" when it stays, and `problem` says why."""
 
     path: str
     rule: str
@@ -89,11 +89,12 @@ class Check:
     def run(self, top: int) -> None:
         """Look through the directory that `top` has open for reading, and put aside what must not be there."""
         region = self.region
-        known, git = frozenset(region.known), frozenset(region.git)
+        git = frozenset(region.git)
         denied = re.compile(region.denied) if region.denied else None
 
         def visit(found: Found) -> bool:
-            if found.path in known:
+            if found.path in region.known:
+                self._compare(found, region.known[found.path])
                 return False
             if denied is not None and denied.fullmatch(found.path):
                 self._put_aside(found, RULE_DENIED)
@@ -119,13 +120,19 @@ class Check:
         if region.protect and region.path not in git and looks_like_git(top):
             self._disarm(region.path, top)
         try:
-            scan(top, region.path, visit, max_entries=MAX_ENTRIES)
+            scan(top, region.path, visit, plain=denied is not None, max_entries=MAX_ENTRIES)
         except TooManyEntries:
             self._note(
                 Offence(region.path, RULE_PROTECTED, "", f"it has over {MAX_ENTRIES} entries, the rest is unchecked")
             )
         except OSError as error:
             self._note(Offence(region.path, RULE_PROTECTED, "", f"it cannot be checked: {error.strerror}"))
+
+    def _compare(self, found: Found, inode: int) -> None:
+        """Tell of what was replaced from outside: removing what a mount stands on removes the mount everywhere."""
+        with contextlib.suppress(OSError):
+            if inode and os.stat(found.name, dir_fd=found.parent, follow_symlinks=False).st_ino != inode:
+                self._note(Offence(found.path, RULE_PROTECTED, "", "it was replaced on the host meanwhile"))
 
     def _disarm(self, path: str, directory: int) -> None:
         """Make a directory that git would take for its own an ordinary one."""

@@ -19,7 +19,7 @@ _ANYWHERE_TEXT = """
     .vscode .idea .vs .fleet .zed .devcontainer .devcontainer.json
     .claude .claude.json .mcp.json .cursor .codex .gemini .continue .windsurf .roo .aider.conf.yml
     .envrc .mise.toml mise.toml .npmrc .yarnrc .yarnrc.yml .pnpmfile.cjs .pypirc .netrc
-    .husky .pre-commit-config.yaml lefthook.yml .lefthook.yml
+    .husky .githooks .pre-commit-config.yaml lefthook.yml .lefthook.yml
 """
 ANYWHERE = frozenset(_ANYWHERE_TEXT.split())
 """Protected in every directory, in this order of subjects: shells and sessions, tools that read a file of the working

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,10 +13,10 @@ from .protected_names import GIT, GIT_LAYOUT, folded, is_protected, is_protected
 MAX_DEPTH = 64
 """Levels below the top; each takes a descriptor while it is looked through."""
 
-OTHER, PROTECTED, GIT_DIRECTORY, SOCKET = "other", "protected", "git", "socket"
+OTHER, PROTECTED, GIT_DIRECTORY, SPECIAL = "other", "protected", "git", "special"
 TOO_DEEP, UNREADABLE, MOUNT = "too deep", "unreadable", "a mount point"
 """Roles of an entry. A git directory is one called `.git`, or one that git would take for its own. The last three are
-directories that were not looked into."""
+directories that were not looked into. A special file is a socket, a named pipe or a device."""
 
 QUARANTINED = ".sandbox-quarantined-"
 """In the name of everything that was put aside."""
@@ -59,7 +58,7 @@ class _Level:
         os.close(self.descriptor)
 
 
-def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: int) -> int:
+def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, max_entries: int) -> int:
     """Call `visit` with everything below a directory, parents first; where it returns False nothing below is visited.
 
     Follows no link, enters no other file system, and needs the same memory however large the tree is.
@@ -68,6 +67,7 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: in
         top: the directory, open for reading; stays open.
         path: what `top` is called.
         visit: called with each entry.
+        plain: also with files and links that have no role; much faster without.
         max_entries: how many are looked at.
 
     Returns how many entries there were. Raises TooManyEntries, and OSError when `top` cannot be read.
@@ -85,7 +85,7 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, max_entries: in
             seen += 1
             if seen > max_entries:
                 raise TooManyEntries
-            deeper = _look(level, entry, visit, too_deep=len(levels) >= MAX_DEPTH)
+            deeper = _look(level, entry, visit, plain=plain, too_deep=len(levels) >= MAX_DEPTH)
             if deeper is not None:
                 levels.append(deeper)
     finally:
@@ -99,17 +99,22 @@ def looks_like_git(directory: int) -> bool:
     return all(_exists(name, directory) for name in GIT_LAYOUT)
 
 
-def _look(level: _Level, entry: os.DirEntry[str], visit: Callable[[Found], bool], *, too_deep: bool) -> _Level | None:
+def _look(
+    level: _Level, entry: os.DirEntry[str], visit: Callable[[Found], bool], *, plain: bool, too_deep: bool
+) -> _Level | None:
     """Visit one entry and return its level when it is to be looked through."""
-    name, path = entry.name, f"{level.path}/{entry.name}"
+    name = entry.name
     try:
         is_directory, is_link = entry.is_dir(follow_symlinks=False), entry.is_symlink()
-        is_socket = (
-            not (is_directory or is_link) and not entry.is_file(follow_symlinks=False) and _is_socket(level, name)
-        )
+        is_special = not (is_directory or is_link or entry.is_file(follow_symlinks=False))
     except OSError:
         return None  # gone
-    role = SOCKET if is_socket else _role(level, name)
+    role = _role(level, name)
+    if is_special and role == OTHER:
+        role = SPECIAL
+    if role == OTHER and not (plain or is_directory):
+        return None
+    path = f"{level.path}/{name}"
     if not is_directory:
         visit(Found(path, name, role, is_directory, is_link, level.descriptor))
         return None
@@ -153,10 +158,6 @@ def _kind(level: _Level, name: str, folder: int) -> int:
     if level.kind == _GIT and folded(name) == "worktrees":
         return _WORKTREES
     return _WORKTREE if level.kind == _WORKTREES else _PLAIN
-
-
-def _is_socket(level: _Level, name: str) -> bool:
-    return stat.S_ISSOCK(os.stat(name, dir_fd=level.descriptor, follow_symlinks=False).st_mode)
 
 
 def _exists(name: str, directory: int) -> bool:
