@@ -37,6 +37,14 @@ def transitions() -> str:
     return "\n".join(lines)
 
 
+def attacks() -> str:
+    """The table of attacks that tests/integration/attacks tries."""
+    sys.path.insert(0, str(DOCS.parent))
+    from tests.integration.attacks.table import markdown
+
+    return markdown()
+
+
 def settings() -> str:
     """Every setting: variable, meaning, default."""
     lines = ["| variable | meaning | default |", "| --- | --- | --- |"]
@@ -86,6 +94,7 @@ def tools() -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "transitions": transitions,
     "settings": settings,
+    "attacks": attacks,
     "limits": limits,
     "errors": error_codes,
     "tools": tools,

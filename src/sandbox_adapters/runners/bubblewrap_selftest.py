@@ -62,26 +62,27 @@ async def self_test(start: Starter, *, launcher_pid: int) -> None:
     try:
         with anyio.fail_after(_SECONDS):
             async with start(launch) as process:
-                text, seen_uids, exit_ = await _observe(process, launcher_pid)
+                text, errors, seen_uids, exit_ = await _observe(process, launcher_pid)
     except TimeoutError:
         raise SelfTestFailed(f"a command does not end within {_SECONDS} s") from None
     except (SandboxError, OSError) as error:
         raise SelfTestFailed(str(error)) from error
     if exit_.exit_code != 0:
-        raise SelfTestFailed(exit_.message or f"a command exits {exit_.exit_code}: {text.strip()[-300:]}")
+        raise SelfTestFailed(exit_.message or f"a command exits {exit_.exit_code}: {(text + errors).strip()[-300:]}")
     problems = _problems(text.split(_MARK), seen_uids)
     if problems:
         raise SelfTestFailed("; ".join(problems))
 
 
-async def _observe(process: Process, launcher_pid: int) -> tuple[str, set[int], ProcessExit]:
-    """Return what was printed, the kernel uids of the tree while it waits for its input, and its exit."""
+async def _observe(process: Process, launcher_pid: int) -> tuple[str, str, set[int], ProcessExit]:
+    """Return what each stream had, the kernel uids of the tree while it waits for its input, and its exit."""
     pieces: list[bytes] = []
+    errors: list[bytes] = []
     uids: set[int] = set()
 
-    async def read(stream: Stream) -> None:
+    async def read(stream: Stream, to: list[bytes]) -> None:
         while data := await process.read(stream, 65536):
-            pieces.append(data)
+            to.append(data)
 
     async with anyio.create_task_group() as tasks:
         while not pieces:
@@ -90,12 +91,13 @@ async def _observe(process: Process, launcher_pid: int) -> tuple[str, set[int], 
         for pid in tree:
             tree += [child for child in children(pid) if _program(child) != _program(launcher_pid)]
         uids.update(*(_kernel_uids(pid) for pid in tree[1:]))
-        tasks.start_soon(read, Stream.STDOUT)
-        tasks.start_soon(read, Stream.STDERR)
+        tasks.start_soon(read, Stream.STDOUT, pieces)
+        tasks.start_soon(read, Stream.STDERR, errors)
         with suppress(InputClosed):
             await process.send_stdin(b"go\n")
         exit_ = await process.wait()
-    return b"".join(pieces).decode(errors="replace"), uids, exit_
+    text, complaints = (b"".join(each).decode(errors="replace") for each in (pieces, errors))
+    return text, complaints, uids, exit_
 
 
 def _program(pid: int) -> str | None:
@@ -148,7 +150,7 @@ def _problems(parts: list[str], uids: set[int]) -> list[str]:
         found.append(f"it can write to {', '.join(written.split())}")
     if directory.strip() != "/workspace":
         found.append("it does not start in /workspace")
-    if quota.strip() == "0":
+    if quota.strip() != "1":
         found.append("the workspace has no size limit")
     if "reopened" not in reopened:
         found.append("it cannot open /dev/stderr")
