@@ -102,8 +102,11 @@ class TlsStream:
 
     async def finish_sending(self) -> None:
         """Tell the peer that nothing more will come, in TLS and below it; receiving goes on."""
-        with suppress(ssl.SSLError):  # it waits for the peer's own end, which nobody needs
+        # `unwrap` reads on for the peer's own end, which nobody needs, and would lose what else has come.
+        unread = self._incoming.read()
+        with suppress(ssl.SSLError):
             self._tls.unwrap()
+        self._incoming.write(unread)
         await self._flush()
         await self._under.finish_sending()
 
@@ -126,7 +129,6 @@ class TlsStream:
 
     async def _take(self) -> None:
         piece = await self._under.receive()
-        if piece:
-            self._incoming.write(piece)
-        else:
-            self._incoming.write_eof()
+        if not piece:
+            raise anyio.BrokenResourceError
+        self._incoming.write(piece)

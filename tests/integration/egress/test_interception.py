@@ -447,8 +447,22 @@ async def test_nothing_but_http_1_is_agreed_on(
                 tls = secure.extra(TLSAttribute.ssl_object)
                 assert tls.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in offered else None)
                 assert tls.version() == "TLSv1.3"
-                assert not tls.session_reused
                 await talk(secure, get(tls_origin.port))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_is_kept_for_later(
+    serving: Serving, tls_origin: Origin, certificate: Certificate, version: Any
+) -> None:
+    made = setting(certificate)
+    client = made.client
+    client.minimum_version = client.maximum_version = version
+    async with serving(tls_ports=[tls_origin.port], **made.options) as running:
+        with anyio.fail_after(BOUND_SECONDS):
+            async with secured(running, client, tls_origin.port) as secure:
+                assert status(await talk(secure, get(tls_origin.port))) == 200
+                session = secure.extra(TLSAttribute.ssl_object).session
+                assert session is None or not session.has_ticket
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
