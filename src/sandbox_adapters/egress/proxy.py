@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class EgressProxy:
                     while True:
                         # The next one waits in the kernel's queue while all places are taken.
                         ticket = object()
-                        await places.acquire_on_behalf_of(ticket)
+                        await self._take_place(places, ticket, listener)
                         tasks.start_soon(self._serve_one, await self._accept(listener), places, ticket)
         finally:
             self._ended.set()
@@ -117,6 +118,21 @@ class EgressProxy:
             self._scope.cancel()
             with anyio.CancelScope(shield=True):
                 await self._ended.wait()
+
+    async def _take_place(self, places: anyio.CapacityLimiter, ticket: object, listener: socket.socket) -> None:
+        """Wait for a place; clients keep connections open unused, which must not keep their next one waiting."""
+        patience = self._limits.crowded_idle_seconds
+        while True:
+            with anyio.move_on_after(patience):
+                await places.acquire_on_behalf_of(ticket)
+                return
+            idlest = min(self._live, key=lambda live: live.activity.last, default=None)
+            if (
+                idlest is not None
+                and idlest.activity.last <= anyio.current_time() - patience
+                and _someone_waits(listener)
+            ):
+                idlest.scope.cancel()
 
     async def _accept(self, listener: socket.socket) -> socket.socket:
         while True:
@@ -156,3 +172,9 @@ class EgressProxy:
             for live in tuple(self._live):
                 if live.activity.last < before:
                     live.scope.cancel()
+
+
+def _someone_waits(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))

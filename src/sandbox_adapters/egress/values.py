@@ -18,6 +18,7 @@ class EgressLimits:
         connect_timeout_seconds: for one destination, over all its addresses.
         handshake_timeout_seconds: from the first byte of a request head, SOCKS handshake or TLS hello to its last.
         idle_timeout_seconds: a connection over which nothing moves in either direction is ended.
+        crowded_idle_seconds: the same, for the one that is idle longest, while all places are taken and others wait.
         total_timeout_seconds: for one connection, whatever moves.
         max_addresses: addresses of one name that are tried.
         max_head_bytes: request or response head; the same bound again for a ClientHello.
@@ -29,6 +30,7 @@ class EgressLimits:
     connect_timeout_seconds: float = 10
     handshake_timeout_seconds: float = 15
     idle_timeout_seconds: float = 300
+    crowded_idle_seconds: float = 30
     total_timeout_seconds: float = 3600
     max_addresses: int = 8
     max_head_bytes: int = 32 * 1024

@@ -355,3 +355,38 @@ async def test_a_client_that_sends_many_requests_at_once_lets_others_have_their_
         others.cancel_scope.cancel()
     assert answer.count(b"HTTP/1.1 403") == count
     assert turns >= count
+
+
+async def ask(stream: anyio.abc.ByteStream, port: int) -> None:
+    """Ask on a connection that stays open, and take the whole answer."""
+    await stream.send(get(port))
+    answer = b""
+    with anyio.fail_after(BOUND_SECONDS):
+        while not answer.endswith(b"hello"):
+            answer += await stream.receive()
+    assert status(answer) == 200
+
+
+async def test_a_connection_kept_open_unused_makes_room_for_the_next(serving: Serving, origin: Origin) -> None:
+    limits = EgressLimits(max_connections=2, crowded_idle_seconds=SHORT)
+    async with (
+        serving(ports=[origin.port], limits=limits) as running,
+        await anyio.connect_tcp("127.0.0.1", running.port) as first,
+        await anyio.connect_tcp("127.0.0.1", running.port) as second,
+    ):
+        await ask(first, origin.port)
+        await ask(second, origin.port)
+        assert status(await running.talk(get(origin.port, extra=CLOSE))) == 200
+        with anyio.fail_after(BOUND_SECONDS):
+            assert await rest(first) == b""
+
+
+async def test_connections_that_keep_nobody_waiting_stay_open(serving: Serving, origin: Origin) -> None:
+    limits = EgressLimits(max_connections=1, crowded_idle_seconds=SHORT / 4)
+    async with serving(ports=[origin.port], limits=limits) as running:
+        async with await anyio.connect_tcp("127.0.0.1", running.port) as only:
+            await ask(only, origin.port)
+            with anyio.move_on_after(SHORT):
+                await only.receive()
+            await ask(only, origin.port)
+        assert running.proxy.usage().connections == 1
