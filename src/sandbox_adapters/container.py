@@ -29,6 +29,7 @@ from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorC
 from sandbox_core.domain.ids import NodeId, new_node_id
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
+from sandbox_core.ports.queue import ExecutionQueue
 from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.ports.store import Quota, StateStore
 
@@ -145,6 +146,15 @@ def redis_control(connection: RedisConnection, node: NodeId, store: StateStore) 
     return RedisControlChannel(connection=connection, node=node, locate=node_in(store))
 
 
+def redis_queue(
+    local: LocalQueue, store: StateStore, connection: RedisConnection, clock: Clock, lease_seconds: float
+) -> ExecutionQueue:
+    """Return the queue of one replica among several."""
+    from sandbox_adapters.queues.shared import SharedQueue
+
+    return SharedQueue(local=local, store=store, connection=connection, clock=clock, lease_seconds=lease_seconds)
+
+
 class SandboxContainer(containers.DeclarativeContainer):
     """Every object of one sandbox, made once. `limits` and what needs it come after the runner was entered."""
 
@@ -170,11 +180,16 @@ class SandboxContainer(containers.DeclarativeContainer):
             max_retained_mb=settings.provided.max_retained_mb,
         ),
     )
-    queue = providers.Singleton(
+    local_queue = providers.Singleton(
         LocalQueue,
         max_depth=settings.provided.max_queued,
         max_per_principal=shares.provided.queued_per_principal,
         clock=clock,
+    )
+    queue = providers.Selector(
+        settings.provided.state,
+        memory=local_queue,
+        redis=providers.Singleton(redis_queue, local_queue, store, connection, clock, settings.provided.lease_seconds),
     )
     control = providers.Selector(
         settings.provided.state,

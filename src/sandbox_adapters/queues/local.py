@@ -141,6 +141,16 @@ class LocalQueue:
             self._forget(item, self._lane(item))
         return waiting
 
+    @property
+    def waiting(self) -> Sequence[ExecutionId]:
+        """What waits now, in no order."""
+        return list(self._waiting)
+
+    @property
+    def room(self) -> int:
+        """How many more may wait in all."""
+        return self._max_depth - len(self._waiting)
+
     async def depth(self) -> int:
         """Return how many items wait."""
         return len(self._waiting)

@@ -27,7 +27,7 @@ TOUCHED_MS: Final = 250
 
 PRELUDE: Final = """
 local ns, ttl, run_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local leases, expiries = ns .. 'leases', ns .. 'expiries'
+local leases, expiries, waiting = ns .. 'leases', ns .. 'expiries', ns .. 'waiting'
 local STATUSES = {'pending', 'running', 'completed', 'failed', 'timeout', 'cancelled'}
 
 local function keys_of(id)
@@ -106,6 +106,7 @@ local function unlist(m)
   for _, status in ipairs(STATUSES) do unindex(m, status) end
   if m.g ~= '' then redis.pcall('SREM', session_set(m), m.id) end
   redis.pcall('ZREM', leases, m.id)
+  redis.pcall('ZREM', waiting, m.id)
   redis.pcall('ZREM', expiries, due_name(m))
 end
 
@@ -129,6 +130,7 @@ end
 -- Enter the status: touch and tell come after it.
 local function move(m, status)
   unindex(m, m.st)
+  if m.st == 'pending' then redis.pcall('ZREM', waiting, m.id) end
   m.st, m.left = status, nil
   index(m)
   if status ~= 'running' then due(m) end
@@ -153,6 +155,9 @@ local function push(m, output, first)
 end
 """.replace("TOUCHED_MS", str(TOUCHED_MS))
 """ARGV begins with the namespace, the time to live and that of running executions, both in milliseconds."""
+
+WAITING_MS: Final = 15_000
+"""How long a pending execution is its creator's, which then vouches for what waits in its queue."""
 
 SWEPT_AT_ONCE: Final = 5
 """Expired executions that a creation clears away at most: more than the one it adds."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from sandbox_adapters.redis_connection import LuaScript
-from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE
+from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE, WAITING_MS
 
 _CREATE: Final = """
 local id, document, nonce = ARGV[4], ARGV[5], ARGV[10]
@@ -33,11 +33,13 @@ redis.call('HSET', meta, 'st', 'pending', 'tok', 0, 'seq', 0, 'p', m.p, 's', m.s
 if m.k ~= '' then redis.call('SET', idempotency_key(m), id) end
 index(m)
 if m.g ~= '' then redis.pcall('SADD', session_set(m), id) end
+redis.pcall('ZADD', waiting, now() + WAITING_MS, id)
+keep(waiting, run_ttl)
 due(m)
 touch(m)
 sweep(SWEPT_AT_ONCE)
 return {'OK'}
-""".replace("SWEPT_AT_ONCE", str(SWEPT_AT_ONCE))
+""".replace("SWEPT_AT_ONCE", str(SWEPT_AT_ONCE)).replace("WAITING_MS", str(WAITING_MS))
 
 _DISCARD: Final = """
 local m, why = find(ARGV[4])

@@ -84,6 +84,29 @@ async def test_a_replica_killed_under_load_loses_its_own_executions_once(mine: l
         assert listed["executions"] == []
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_what_waited_for_a_place_in_a_replica_that_is_gone_is_run_by_another(
+    own_redis: RedisServer, tmp_path: Path, how: int
+) -> None:
+    with replicas(own_redis, tmp_path, 2, SANDBOX_MAX_CONCURRENT="1", SANDBOX_MAX_PER_PRINCIPAL="5") as (gone, other):
+        async with connected(other.url) as client:
+            async with connected(gone.url) as doomed:
+                running = (await call(doomed, "execute_code_async", command="echo up; sleep 100"))["execution_id"]
+                await has_printed(client, running)
+                waiting = [
+                    (await call(doomed, "execute_code_async", command=f"echo {number}"))["execution_id"]
+                    for number in range(5)
+                ]
+            gone.process.send_signal(how)
+            for number, execution_id in enumerate(waiting):
+                said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
+                assert (said["status"], said["stdout"]) == ("completed", f"{number}\n")
+                check_log(await whole_log(client, execution_id))
+            said = await call(client, "get_execution_output", execution_id=running, wait=True, wait_seconds=60)
+            assert said["termination_reason"] == ("lost" if how == signal.SIGKILL else "cancelled")
+            check_log(await whole_log(client, running))
+
+
 async def test_a_replica_that_sleeps_through_its_lease_ends_its_process_and_writes_nothing(
     mine: list[Replica],
 ) -> None:

@@ -1,0 +1,180 @@
+"""SharedQueue: a queue in each replica, and what waits in one that died or ended is taken over by another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_adapters.queues.local import LocalQueue
+from sandbox_adapters.redis_connection import LuaScript, RedisConnection
+from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError, ServerFull, StoredDataCorrupt
+from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.domain.status import ExecutionStatus
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.queue import Admit, Delivery, QueueItem
+from sandbox_core.ports.store import StateStore
+
+AT_ONCE: Final = 100
+"""Executions that are taken over in one round at most."""
+
+_log = logging.getLogger("sandbox_adapters.queue")
+
+_NOW: Final = """
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+"""
+
+_VOUCH: Final = LuaScript(
+    _NOW
+    + """
+-- KEYS: waiting. ARGV: for how many ms, ids. What was claimed meanwhile is not there any more, and stays away.
+local at = now() + ARGV[1]
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', at, ARGV[i]) end
+return #ARGV - 1
+"""
+)
+
+_ADOPT: Final = LuaScript(
+    _NOW
+    + """
+-- KEYS: waiting. ARGV: for how many ms, most. One caller gets each.
+local at = now()
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[2])
+for _, id in ipairs(ids) do redis.call('ZADD', KEYS[1], 'XX', at + ARGV[1], id) end
+return ids
+"""
+)
+
+
+class SharedQueue:
+    """ExecutionQueue of one replica among several, over a LocalQueue. Satisfies `ExecutionQueue`; asyncio only.
+
+    RedisStateStore notes each pending execution with the time until which somebody vouches for it. While the context
+    lasts this queue vouches for what waits here, and takes over what nobody vouches for: nothing of it ever ran, and
+    the claim starts it at most once, also when two replicas hold it for a while. Putting and taking tell Redis nothing.
+
+    Args:
+        local: where items wait.
+        store: where adopted executions are read.
+        connection: entered before this, and left after it.
+        clock: for the rounds.
+        lease_seconds: how long a replica may be silent; there is a round every third of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        local: LocalQueue,
+        store: StateStore,
+        connection: RedisConnection,
+        clock: Clock,
+        lease_seconds: float,
+    ) -> None:
+        self._local = local
+        self._store = store
+        self._connection = connection
+        self._clock = clock
+        self._lease_seconds = lease_seconds
+        self._waiting_key = f"{connection.namespace}waiting"
+        self._closed = False
+        self._tasks: TaskGroup | None = None
+        self.put = local.put
+        self.remove = local.remove
+        self.recheck = local.recheck
+        self.depth = local.depth
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._work)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+
+    async def take(self, admit: Admit) -> Delivery:
+        """Wait for the next item that `admit` accepts."""
+        return await self._local.take(admit)
+
+    async def done(self, delivery: Delivery) -> None:
+        """Forget the item."""
+        await self._local.done(delivery)
+
+    async def give_back(self, delivery: Delivery) -> None:
+        """Put the item back, in front of everything; offer it to the others when this queue is closed."""
+        await self._local.give_back(delivery)
+        if self._closed:
+            await self._offer([delivery.item.execution_id])
+
+    async def close(self) -> Sequence[QueueItem]:
+        """Offer what waits here to the other replicas, and return nothing: it is theirs now, or the next one's."""
+        self._closed = True
+        items = await self._local.close()
+        await self._offer([item.execution_id for item in items])
+        return ()
+
+    async def _work(self) -> None:
+        due = self._clock.monotonic()
+        while True:
+            try:
+                await self._round()
+            except InfrastructureError as error:
+                _log.warning("what waits elsewhere could not be looked at: %s", error)
+            due = max(due, self._clock.monotonic()) + self._lease_seconds / 3
+            await self._clock.sleep_until(due)
+
+    async def _round(self) -> None:
+        life = round(self._lease_seconds * 1000)
+        if waiting := self._local.waiting:
+            await self._connection.run(_VOUCH, [self._waiting_key], [life, *waiting])
+        most = min(self._local.room, AT_ONCE)
+        if self._closed or most < 1:
+            return
+        for raw in await self._connection.run(_ADOPT, [self._waiting_key], [life, most]):
+            await self._adopt(ExecutionId(raw.decode(errors="replace")))
+
+    async def _adopt(self, execution_id: ExecutionId) -> None:
+        item = await self._item(execution_id)
+        if item is None:
+            await self._connection.command("ZREM", self._waiting_key, execution_id)
+            return
+        try:
+            await self._local.put(item)
+        except ServerFull:
+            await self._offer([execution_id])
+        else:
+            _log.info("%s waits here now: nobody else kept it", execution_id)
+
+    async def _item(self, execution_id: ExecutionId) -> QueueItem | None:
+        try:
+            execution = await self._store.load(execution_id)
+        except (ExecutionNotFound, StoredDataCorrupt) as error:
+            _log.warning("%s waits no more: %s", execution_id, error)
+            return None
+        if execution.status is not ExecutionStatus.PENDING:
+            return None
+        return QueueItem(
+            execution_id=execution_id,
+            principal=execution.principal,
+            session_id=execution.session_id,
+            queued_at=execution.created_at,
+        )
+
+    async def _offer(self, ids: Sequence[ExecutionId]) -> None:
+        if not ids:
+            return
+        try:
+            await self._connection.run(_VOUCH, [self._waiting_key], [0, *ids])
+        except InfrastructureError as error:
+            _log.warning("what waited here is taken over only after a lease: %s", error)
