@@ -163,7 +163,10 @@ CASES: tuple[Case, ...] = (
     Case("memory_bomb", "resources", "cgroup, rlimit", _off(_C.CGROUP_TREE, _C.RLIMITS), limits=_SMALL),
     Case("memory_bomb_of_many", "resources", "cgroup", _off(_C.CGROUP_TREE), limits=_SMALL, cgroup=True),
     Case("memory_file_bomb", "resources", "cgroup", _off(_C.CGROUP_TREE), limits=_SMALL, cgroup=True),
-    Case("many_files", "resources", "cgroup", _off(_C.CGROUP_TREE), limits={"max_memory_mb": 16}, cgroup=True),
+    Case(
+        "many_files", "resources", "cgroup, or inodes bounded with the workspace where there is none",
+        _off(_C.CGROUP_TREE, _C.SIZED_TMPFS), limits={"max_memory_mb": 16, "workspace_mb": 4},
+    ),
     Case("descriptors", "resources", "rlimit", _off(_C.RLIMITS), limits={"max_open_files": 64}),
     Case("pending_signals", "resources", "rlimit", _off(_C.RLIMITS)),
     Case("locked_memory", "resources", "rlimit", _off(_C.RLIMITS), machine=True),
