@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,10 +229,15 @@ def _read(path: Path, largest_bytes: int) -> tuple[bytes, os.stat_result]:
 
 
 def _refuse_visible(settings: Settings, field: str, path: Path) -> None:
-    """Raise SettingsError for a file in a place that sandboxes see, or that a request may ask to see."""
-    granted = normalise_policy(settings.ceiling)["filesystem"]
+    """Raise SettingsError for a file in a place that sandboxes see, or that a request may ask to see.
+
+    What the ceiling denies inside its own grants cannot be asked for: the most specific entry decides.
+    """
+    ceiling = normalise_policy(settings.ceiling)["filesystem"]
+    granted = [entry for name in ("allow_read", "allow_write") for entry in ceiling.get(name) or ()]
     shown = [*_ALWAYS_VISIBLE, *map(str, settings.read_only_paths)]
-    shown += [entry for name in ("allow_read", "allow_write") for entry in granted.get(name) or () if entry[:1] == "/"]
+    if _longest_around(path, granted) > _longest_around(path, ceiling.get("deny_read") or ()):
+        shown += granted
     real = {str(path.absolute()), os.path.realpath(path)}
     for directory in shown:
         if any(
@@ -241,6 +246,12 @@ def _refuse_visible(settings: Settings, field: str, path: Path) -> None:
             raise _problem(
                 field, f"{str(path)!r} lies in {directory!r}, which sandboxes can be shown; move it out of there"
             )
+
+
+def _longest_around(path: Path, entries: Iterable[str]) -> int:
+    real = os.path.realpath(path)
+    around = [entry for entry in map(os.path.realpath, entries) if path_within(real, entry)]
+    return max(map(len, around), default=0)
 
 
 class _GivenTwice(ValueError):

@@ -142,8 +142,13 @@ class Egress:
                 inject_headers=injection.inject_headers,
                 interception=injection.interception,
             )
-            trust = self._secrets.environment()
-            return ExecutionNetwork(proxy, rules, release=self._budget.give_back, environment=trust)
+            return ExecutionNetwork(
+                proxy,
+                rules,
+                release=self._budget.give_back,
+                environment=self._secrets.environment(),
+                intercepts=injection.interception is not None,
+            )
         except OSError as error:
             self._budget.give_back()
             raise LaunchFailed(f"The sandbox got no network proxy: {error.strerror}. Try again later.") from error

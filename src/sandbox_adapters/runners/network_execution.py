@@ -27,6 +27,7 @@ PROXY_PORT = 3128
 
 _START_SECONDS = 10
 """The helper gives up by itself after five."""
+_INTERCEPTED = "ends in the proxy for hosts that get a secret of the operator's"
 _RULES = {"address": "addresses"}
 
 
@@ -38,6 +39,7 @@ class ExecutionNetwork:
         rules: those that it serves by.
         release: called once, at the end.
         environment: variables that the command gets beside those that name the proxy.
+        intercepts: the proxy ends TLS to some hosts, which the record then says.
 
     Raises OSError.
     """
@@ -49,13 +51,14 @@ class ExecutionNetwork:
         *,
         release: Callable[[], None],
         environment: Mapping[str, str] | None = None,
+        intercepts: bool = False,
     ) -> None:
         self._ours, self._launchers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self._proxy = proxy
-        self._rules = rules
         self._release = release
         self._environment = dict(environment or {})
+        self._facts = proxy_facts(rules.ports) | ({"egress_tls": _INTERCEPTED} if intercepts else {})
         self._scope = anyio.CancelScope()
         self._ended: anyio.Event | None = None
         self._closed = False
@@ -72,7 +75,7 @@ class ExecutionNetwork:
 
     def recorded(self, isolation: Isolation) -> Isolation:
         """Return the record of an execution that has this way out and no other."""
-        return replace(isolation, network="egress", facts={**isolation.facts, **proxy_facts(self._rules.ports)})
+        return replace(isolation, network="egress", facts={**isolation.facts, **self._facts})
 
     def detach_launchers_end(self) -> int:
         """Return the descriptor that the listener is to be sent to, now the caller's."""

@@ -74,6 +74,7 @@ async def test_each_caller_uses_its_own_secret_and_no_one_sees_any(
                 assert said["stdout"].startswith("hello"), (caller, said["stderr"])
                 assert [denial["rule"] for denial in said["denials"]] == ["network.allowed_domains"]
                 status = await call(client, "get_execution_status", execution_id=said["execution_id"])
+                assert status["isolation"]["facts"]["egress_tls"].startswith("ends in the proxy for hosts")
                 refused = await refusal(
                     client, "execute_code", command="true", sandbox_config={"network": {"secrets": ["a"]}}
                 )

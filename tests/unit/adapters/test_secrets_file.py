@@ -210,6 +210,14 @@ def test_a_file_that_sandboxes_can_be_shown_is_refused(load: Load, tmp_path: Pat
     assert load({"one": GOOD}, read_only_paths=(tmp_path / "elsewhere",)).for_principal(None) != Injection()
 
 
+def test_a_file_that_the_ceiling_denies_inside_its_grants_is_taken(load: Load, tmp_path: Path) -> None:
+    rules = {"allow_write": [str(tmp_path.parent)], "deny_read": [str(tmp_path)]}
+    assert load({"one": GOOD}, ceiling={"filesystem": rules}).for_principal(None) != Injection()
+    rules["allow_read"] = [str(tmp_path / "secrets.json")]
+    with pytest.raises(SettingsError, match="which sandboxes can be shown"):
+        load({"one": GOOD}, ceiling={"filesystem": rules})
+
+
 def test_the_local_runner_gets_no_secrets(load: Load) -> None:
     with pytest.raises(SettingsError, match="the local runner isolates nothing"):
         load({"one": GOOD}, runner="local")
