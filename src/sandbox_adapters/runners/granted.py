@@ -142,6 +142,8 @@ class Granted:
 def _denial(offence: Offence) -> Denial:
     if offence.problem:
         text = f"Look at it before you use it: {offence.problem}."
+    elif offence.rule == grant_check.RULE_DENIED:
+        text = f"It was denied and has been renamed to {offence.moved_to!r}."
     else:
-        text = f"Programs on the host would obey it, or it was denied; renamed to {offence.moved_to!r}."
+        text = f"A program on the host could run or obey it, so it has been renamed to {offence.moved_to!r}."
     return Denial(DenialKind.FILESYSTEM, offence.path, offence.rule, text)
