@@ -308,7 +308,7 @@ class BubblewrapRunner:
         if self._as_root and limits.max_processes is not None:
             processes = limits.max_processes + OWN_PROCESSES + self._slack
             found.append((resource.RLIMIT_NPROC, processes, processes))
-        return [*found, *rlimits(limits)]
+        return self._walls.with_room([*found, *rlimits(limits)])
 
     @property
     def _slack(self) -> int:

@@ -9,6 +9,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from sandbox_adapters.runners.controls import ALL, Control, Controls
+from sandbox_adapters.runners.descriptor_room import Limit, make_room, within
 from sandbox_adapters.runners.hardening import bpf, landlock, seccomp
 from sandbox_adapters.runners.hardening.cgroups import open_cgroups
 from sandbox_core.domain.policy import ResourceLimits
@@ -33,6 +34,7 @@ class Walls:
 
     def __init__(self, controls: Controls = ALL) -> None:
         self.controls = controls
+        self._most_open_files = None if os.geteuid() == 0 else make_room()
         program = seccomp.build_filter() if controls.has(Control.SECCOMP) else bpf.pack(bpf.ret(seccomp.RET_ALLOW))
         self.filter_descriptor = os.memfd_create("seccomp-filter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.write(self.filter_descriptor, program)
@@ -68,6 +70,10 @@ class Walls:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def with_room(self, limits: list[Limit]) -> list[Limit]:
+        """Return a command's limits, with those that leave the server room for its own; see descriptor_room."""
+        return limits if self._most_open_files is None else within(limits, self._most_open_files)
 
     def close(self) -> None:
         """Let go of everything; no launcher may be running any more."""
