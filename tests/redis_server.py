@@ -35,10 +35,11 @@ class RedisServer:
     What is written is in an append-only file, flushed at every write, so that a restart loses nothing.
     """
 
-    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, options: Sequence[str] = (), sentinel: Path | None = None) -> None:
         self.directory = directory
         self.port = _free_port()
         self._options = list(options)
+        self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -48,9 +49,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, or start it again; returns when it answers."""
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory),
-                   "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--daemonize", "no",
-                   "--logfile", str(self.directory / "redis.log"), *self._options]  # fmt: skip
+        where = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory), "--daemonize", "no",
+                 "--logfile", str(self.directory / "redis.log")]  # fmt: skip
+        if self._sentinel is not None:
+            command = ["redis-server", str(self._sentinel), "--sentinel", *where]
+        else:
+            kept = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+            command = ["redis-server", *where, *kept, *self._options]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         _until(lambda: self._answers(), f"redis-server does not answer on port {self.port}")
 
@@ -111,10 +116,10 @@ class RedisServer:
 
 
 @contextmanager
-def running_redis(*options: str) -> Iterator[RedisServer]:
-    """Run a server of one's own, with these further options of redis-server."""
+def running_redis(*options: str, sentinel: Path | None = None) -> Iterator[RedisServer]:
+    """Run a server of one's own, with these further options of redis-server, or a Sentinel with this configuration."""
     with tempfile.TemporaryDirectory(prefix="redis-test-") as directory:
-        server = RedisServer(Path(directory), options)
+        server = RedisServer(Path(directory), options, sentinel)
         try:
             server.start()
             yield server

@@ -25,6 +25,7 @@ from sandbox_adapters.stores.redis_call import (
 from sandbox_adapters.stores.redis_log import RedisLog
 from sandbox_adapters.stores.redis_lua import REDIS_TIME
 from sandbox_adapters.stores.redis_places import RedisPlaces
+from sandbox_adapters.stores.redis_undo import Undo
 from sandbox_adapters.stores.redis_wakes import ENOUGH_SECONDS, Channel, Wakes
 from sandbox_core.domain.errors import (
     ExecutionNotFound,
@@ -75,6 +76,7 @@ class RedisStateStore:
         self._log = RedisLog(self._calls, self._clock)
         self._places = RedisPlaces(self._calls)
         self._wakes = Wakes(redis)
+        self._undo = Undo(self.discard)
         self._ttl = ttl_seconds
         # Documents that were created here and not claimed yet, so that a claim need not ask for them.
         self._fresh: OrderedDict[ExecutionId, bytes] = OrderedDict()
@@ -84,6 +86,7 @@ class RedisStateStore:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._undo.stop()
         await self._wakes.stop()
 
     async def create(self, execution: Execution, *, idempotency_key: str | None = None) -> Execution:
@@ -101,8 +104,13 @@ class RedisStateStore:
             )
         except ExecutionNotFound:
             raise InvalidArgument("execution_id", "is not a lower-case UUID") from None
+        except BaseException:
+            # It may have arrived. Whoever asked is told that it failed, so it must not stay pending under their key.
+            self._undo.later(execution.id)
+            raise
         match answer:
             case [b"OK"]:
+                self._undo.not_any_more(execution.id)
                 self._remember(execution.id, document)
                 return decode_execution(document, execution.id)
             case [b"FIRST", bytes() as raw_id, bytes() as first]:

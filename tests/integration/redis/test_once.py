@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import anyio
 import pytest
 
 from sandbox_adapters.stores.redis import RedisStateStore
@@ -71,6 +72,20 @@ async def test_an_append_tried_again_after_an_error_lands_once(
     if not ends:
         assert await store.append(claim.lease, drafts) == 4
     assert await texts(store, claim.execution) == [b"a", b"b"] * (1 if ends else 2)
+
+
+async def test_a_creation_that_failed_does_not_stay_pending_under_its_key(
+    way: FlakyWay, store: RedisStateStore, redis_server: RedisServer
+) -> None:
+    lost = pending(CLOCK)
+    way.lose_replies(2)
+    with pytest.raises(StoreUnavailable):
+        await store.create(lost, idempotency_key="k")
+    with anyio.fail_after(10):
+        while redis_server.ask("EXISTS", f"execution:{lost.id}"):
+            await anyio.lowlevel.checkpoint()
+    again = pending(CLOCK)
+    assert await store.create(again, idempotency_key="k") == again
 
 
 async def test_another_batch_after_a_lost_answer_follows_the_first(way: FlakyWay, store: RedisStateStore) -> None:
