@@ -25,7 +25,7 @@ from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilitie
 from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import ALL, Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
-from sandbox_adapters.runners.granted import Granted, Granter
+from sandbox_adapters.runners.granted import GRANT_LAYERS, Granted, Granter
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
@@ -107,7 +107,7 @@ class BubblewrapRunner:
         self._cores = os.cpu_count() or 1
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
-        self._granter = Granter(self._readable, operator)
+        self._granter = Granter(self._readable, operator, layers=controls.layers(GRANT_LAYERS))
         self._layers: tuple[str, ...] = LAYERS
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}

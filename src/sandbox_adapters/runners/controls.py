@@ -36,6 +36,8 @@ class Control(StrEnum):
     SECCOMP = "seccomp"
     LANDLOCK_SCOPES = "landlock_scopes"
     CGROUP_TREE = "cgroup_tree"
+    NO_SET_ID_BITS = "no_set_id_bits"
+    NO_LINKS_IN_GRANTS = "no_links_in_grants"
 
 
 _Edit = tuple[Sequence[str | None], Sequence[str]]

@@ -23,7 +23,7 @@ from sandbox_core.ports.runner import ProcessExit
 
 _log = logging.getLogger("sandbox_adapters.runners")
 
-LAYERS = ("granted_by_descriptor", "no_set_id_bits")
+GRANT_LAYERS = ("no_links_in_grants", "no_set_id_bits")
 """Names for `Isolation.layers`, of an execution with grants."""
 
 _OWN = ("/etc", "/proc", "/dev")
@@ -38,9 +38,13 @@ class Granter:
         readable: the roots of what every command can read; nothing in their way can be granted.
         operator: the `filesystem` of the operator's ceiling: a path that its `allow_write` names itself may have a
             protected name, and what it denies inside of what it grants, no request gets around.
+        layers: those of GRANT_LAYERS that are applied.
     """
 
-    def __init__(self, readable: Sequence[str], operator: FilesystemPolicy) -> None:
+    def __init__(
+        self, readable: Sequence[str], operator: FilesystemPolicy, *, layers: Sequence[str] = GRANT_LAYERS
+    ) -> None:
+        self._layers = tuple(layers)
         self._taken = tuple(readable)
         self._visible = tuple(path for path in readable if path not in (*_OWN, *PRIVATE))
         self._operator = operator
@@ -73,7 +77,7 @@ class Granter:
         # Not abandoned when it is cancelled: nobody else would close what it opens.
         plan = await to_thread.run_sync(make_plan, grants)
         try:
-            return Granted(grants, plan, directory)
+            return Granted(grants, plan, directory, self._layers)
         except OSError as error:
             plan.close()
             raise LaunchFailed(f"The grants could not be written down: {error.strerror}. Try again later.") from error
@@ -82,11 +86,12 @@ class Granter:
 class Granted:
     """The grants of one execution. `judged` once it has ended, and `finish` in any case."""
 
-    def __init__(self, grants: Grants, plan: Plan, directory: str) -> None:
+    def __init__(self, grants: Grants, plan: Plan, directory: str, layers: Sequence[str]) -> None:
         stage = os.path.join(directory, _STAGE)
         os.makedirs(stage, exist_ok=True)
         os.chmod(stage, 0o711)  # noqa: S103 - the sandbox's user finds its mounts in it
         self._plan = plan
+        self._layers = tuple(layers)
         self._directory, self._name = directory, secrets.token_hex(8)
         self._lock = anyio.Lock()
         self._judged: ProcessExit | None = None
@@ -105,7 +110,7 @@ class Granted:
     def recorded(self, isolation: Isolation) -> Isolation:
         """Return the record of an execution with these grants."""
         facts = {**isolation.facts, "filesystem_grants": self._shown}
-        return replace(isolation, layers=(*isolation.layers, *LAYERS), facts=facts)
+        return replace(isolation, layers=(*isolation.layers, *self._layers), facts=facts)
 
     async def judged(self, exit_: ProcessExit) -> ProcessExit:
         """Return an exit with what the execution must not have left; no process of it exists any more."""

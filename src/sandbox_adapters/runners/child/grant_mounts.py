@@ -44,12 +44,13 @@ class GrantFailed(OSError):
         super().__init__(errno.EPERM, f"the grant of {path!r} cannot be mounted: {reason}")
 
 
-def enter(plan: bytes, uid: int) -> None:
+def enter(plan: bytes, uid: int, *, follow_links: bool = False) -> None:
     """Move this process into a mount namespace that has everything of a plan. Raises OSError.
 
     Args:
         plan: `grant_plan.Plan.pack`.
         uid: uid and gid of the job; -1 when they are the launcher's, which is then not root.
+        follow_links: for the test that shows what happens then.
     """
     wanted: dict[str, Any] = json.loads(plan)
     stage: str = wanted["stage"]
@@ -63,7 +64,7 @@ def enter(plan: bytes, uid: int) -> None:
         mount_tmpfs(stage, _STAGE_OPTIONS)
     except OSError as error:
         raise GrantFailed(stage, f"no mount namespace can be made ({error.strerror})") from error
-    mounter = _Mounter(stage, uid)
+    mounter = _Mounter(stage, uid, follow_links=follow_links)
     mounter.make_hidden()
     for step in wanted["steps"]:
         try:
@@ -74,8 +75,9 @@ def enter(plan: bytes, uid: int) -> None:
 
 
 class _Mounter:
-    def __init__(self, stage: str, uid: int) -> None:
+    def __init__(self, stage: str, uid: int, *, follow_links: bool) -> None:
         self._stage = stage
+        self._follow_links = follow_links
         self._uid = uid
         self._maps: dict[tuple[int, int], int] = {}
 
@@ -94,8 +96,8 @@ class _Mounter:
             holes: for HIDE: places below it for later steps, and whether each is a directory.
         """
         if kind in (READ, WRITE):
-            source = open_path(path)
-            if os.readlink(f"/proc/self/fd/{source}") != path:
+            source = os.open(path, os.O_PATH | os.O_CLOEXEC) if self._follow_links else open_path(path)
+            if os.readlink(f"/proc/self/fd/{source}") != path and not self._follow_links:
                 raise GrantFailed(path, "it was moved")
             mount = clone_mount(source)
             limit_mount(mount, read_only=kind == READ, id_map=self._id_map(source))

@@ -162,7 +162,7 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
     try:
         for target, descriptor in enumerate(passed):
             os.dup2(descriptor, target)
-        refuse_set_id_bits = _take_grants(request) if request.grants else None
+        refuse_set_id_bits = _take_grants(request, settings) if request.grants else None
         if request.uid >= 0:
             os.setgroups([])
             os.setresgid(request.uid, request.uid, request.uid)
@@ -173,7 +173,7 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
         if settings.ruleset >= 0:
             landlock.restrict_self(settings.ruleset)
         close_from_here(len(passed), settings)
-        if refuse_set_id_bits is not None:
+        if refuse_set_id_bits is not None and "no_set_id_bits" not in settings.without:
             refuse_set_id_bits()
         for which, soft, hard in request.limits:
             resource.setrlimit(which, (soft, hard))
@@ -198,14 +198,14 @@ def _end_with_parent(settings: Settings) -> None:
         os._exit(1)
 
 
-def _take_grants(request: RunRequest) -> Callable[[], None]:
+def _take_grants(request: RunRequest, settings: Settings) -> Callable[[], None]:
     """Mount what is granted and return what is to be called once no_new_privs is set."""
     # Imported by the few children that need it, so that the others and the launcher stay small; and before the uid
     # changes, which may not be able to read Python's own files.
     from ..hardening import set_id_filter  # noqa: TID252 - see child/__init__.py
     from .grant_mounts import enter
 
-    enter(request.grants, request.uid)
+    enter(request.grants, request.uid, follow_links="no_links_in_grants" in settings.without)
     return partial(set_id_filter.restrict_self, set_id_filter.build_filter())
 
 
