@@ -16,7 +16,7 @@ from sandbox_adapters.egress.interception import HeaderInjector, Interception
 from sandbox_adapters.egress.operator_secrets import Injection, OperatorSecrets
 from sandbox_adapters.egress.own_addresses import is_own_address
 from sandbox_adapters.egress.proxy import EgressProxy
-from sandbox_adapters.egress.resolver import Lookup, SystemLookup
+from sandbox_adapters.egress.resolver import Lookup, LookupThreads, SystemLookup
 from sandbox_adapters.egress.rules import DEFAULT_PORTS, Decision, EgressRules
 from sandbox_adapters.egress.secrets import Secret, SecretHeaders, colliding
 from sandbox_adapters.egress.static_lookup import StaticLookup
@@ -35,6 +35,7 @@ __all__ = [
     "Injection",
     "Interception",
     "Lookup",
+    "LookupThreads",
     "OperatorSecrets",
     "Secret",
     "SecretHeaders",

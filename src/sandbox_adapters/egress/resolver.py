@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -19,30 +21,81 @@ from sandbox_adapters.egress.values import EgressLimits
 Lookup: TypeAlias = Callable[[str, int], Awaitable[Sequence[IpAddress]]]
 """From a canonical name and a port to addresses, the best first; raises OSError when there is none."""
 
-_LOOKUPS_AT_ONCE = 8
+_LOOKUPS_AT_ONCE, _UNFINISHED_LOOKUPS = 8, 24
 _SHORTEST_ATTEMPT_SECONDS = 1.0
 _BUFFER_BYTES = 512 * 1024
 """Of the kernel, for each direction of a connection; left alone it may grow to many times that while nobody reads."""
 
 
+class LookupThreads:
+    """Bounds the threads that look names up, also those that nobody waits for any more.
+
+    A timeout leaves such a thread behind: it ends by itself when the C library gives up, after many seconds where a
+    name server does not answer (resolv.conf(5), `timeout` and `attempts`).
+
+    Args:
+        most: threads at once.
+        within: a wider bound that these count for as well.
+    """
+
+    def __init__(self, most: int, within: LookupThreads | None = None) -> None:
+        self._most = most
+        self._within = within
+        self._taken: set[object] = set()
+
+    @property
+    def taken(self) -> int:
+        """How many there are."""
+        return len(self._taken)
+
+    def take(self, thread: object) -> None:
+        """Count one more. Raises OSError when there are as many as there may be."""
+        if len(self._taken) >= self._most:
+            raise OSError(errno.EAGAIN, "too many names are being looked up")
+        if self._within is not None:
+            self._within.take(thread)
+        self._taken.add(thread)
+
+    def give_back(self, thread: object) -> None:
+        """Count one less; from any thread. Again is no error."""
+        self._taken.discard(thread)
+        if self._within is not None:
+            self._within.give_back(thread)
+
+
 class SystemLookup:
     """Lookup by getaddrinfo(3), in threads of its own limit: a slow name server delays only this proxy's lookups.
 
-    A thread that a timeout left behind ends by itself when the C library gives up (resolv.conf(5), `timeout`).
+    `threads` is a bound that it shares with others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: LookupThreads | None = None) -> None:
         self._limiter = anyio.CapacityLimiter(_LOOKUPS_AT_ONCE)
+        self._unlimited = anyio.CapacityLimiter(math.inf)
+        self._threads = LookupThreads(_UNFINISHED_LOOKUPS, threads)
 
     async def __call__(self, name: str, port: int) -> list[IpAddress]:
         """Return the addresses of `name`. Raises OSError."""
+        thread = object()
+        begun = False
 
         def look_up() -> list[IpAddress]:
-            # The final dot keeps search domains out: `example.com` never becomes `example.com.corp.internal`.
-            found = socket.getaddrinfo(f"{name}.".encode("ascii"), port, type=socket.SOCK_STREAM)
+            nonlocal begun
+            begun = True
+            try:
+                # The final dot keeps search domains out: `example.com` never becomes `example.com.corp.internal`.
+                found = socket.getaddrinfo(f"{name}.".encode("ascii"), port, type=socket.SOCK_STREAM)
+            finally:
+                self._threads.give_back(thread)
             return [ip_address(entry[4][0]) for entry in found]
 
-        return await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=self._limiter)
+        async with self._limiter:
+            self._threads.take(thread)
+            try:
+                return await anyio.to_thread.run_sync(look_up, abandon_on_cancel=True, limiter=self._unlimited)
+            finally:
+                if not begun:
+                    self._threads.give_back(thread)
 
 
 class Resolver:

@@ -12,6 +12,7 @@ from sandbox_adapters.egress import (
     EgressProxy,
     EgressRules,
     Lookup,
+    LookupThreads,
     OperatorSecrets,
     StaticLookup,
     SystemLookup,
@@ -30,6 +31,8 @@ DESCRIPTORS_PER_CONNECTION = 3
 
 _MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 128, 4
 _COUNTED_WITHOUT_LIMIT = 1 << 16
+_LOOKUP_THREADS = 16
+"""For each execution, all taken together; those of a name server that does not answer stay for a while."""
 
 
 class ConnectionBudget:
@@ -80,14 +83,15 @@ class Egress:
         ports: frozenset[int] = DEFAULT_PORTS,
         addresses: AddressPolicy | None = None,
         hosts: Mapping[str, Sequence[IpAddress]] | None = None,
-        lookup: Callable[[], Lookup] = SystemLookup,
+        lookup: Callable[[], Lookup] | None = None,
         executions: int = 10,
         secrets: OperatorSecrets | None = None,
     ) -> None:
         self._ports = ports
         self._addresses = addresses if addresses is not None else AddressPolicy(is_own=is_own_address)
         self._hosts = dict(hosts or {})
-        self._lookup = lookup
+        threads = LookupThreads(_LOOKUP_THREADS * executions)
+        self._lookup = lookup if lookup is not None else lambda: SystemLookup(threads)
         self._budget = ConnectionBudget(executions)
         self._secrets = OperatorSecrets() if secrets is None else secrets
         self.unavailable = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, ip_address
 
@@ -12,7 +13,7 @@ import pytest
 from sandbox_adapters.egress.addresses import AddressPolicy
 from sandbox_adapters.egress.errors import Refused, Trouble, Unreachable
 from sandbox_adapters.egress.hosts import IpAddress
-from sandbox_adapters.egress.resolver import Resolver, SystemLookup
+from sandbox_adapters.egress.resolver import LookupThreads, Resolver, SystemLookup
 from sandbox_adapters.egress.values import EgressLimits
 from sandbox_core.domain.errors import InvalidArgument
 
@@ -109,3 +110,68 @@ async def test_a_refused_connection_is_told_as_one() -> None:
 def test_limits_are_over_zero(name: str) -> None:
     with pytest.raises(InvalidArgument, match=name):
         EgressLimits(**{name: 0})
+
+
+async def test_lookups_that_nobody_waits_for_any_more_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    asked: list[object] = []
+
+    def getaddrinfo(host: object, port: int, **options: object) -> list[object]:
+        asked.append(host)
+        answer.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("1.1.1.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    shared = LookupThreads(10)
+    first, second = SystemLookup(shared), SystemLookup(shared)
+
+    async def give_up(lookup: SystemLookup) -> None:
+        begun = len(asked)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lookup, "slow.example", 443)
+            with anyio.fail_after(30):
+                # It is in a thread, which nothing that anyio can wait for tells of.
+                while len(asked) == begun:  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+
+    try:
+        for lookup in (first, second) * 5:
+            await give_up(lookup)
+        for lookup in (first, second, SystemLookup(shared)):
+            with pytest.raises(OSError, match="too many names"):
+                await lookup("example.com", 443)
+        assert len(asked) == 10
+    finally:
+        answer.set()
+    with anyio.fail_after(30):
+        while shared.taken:  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+    assert await first("example.com", 443) == [IPv4Address("1.1.1.1")]
+
+
+def test_one_proxys_slow_lookups_leave_room_for_the_others() -> None:
+    shared = LookupThreads(100)
+    own = LookupThreads(3, shared)
+    for _ in range(3):
+        own.take(object())
+    with pytest.raises(OSError, match="too many names"):
+        own.take(object())
+    assert (own.taken, shared.taken) == (3, 3)
+
+
+async def test_more_lookups_than_run_at_once_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(host: object, port: int, **options: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("1.1.1.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    lookup = SystemLookup(LookupThreads(8))
+    found: list[object] = []
+
+    async def look_up() -> None:
+        found.append(await lookup("example.com", 443))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(60):
+            tasks.start_soon(look_up)
+    assert len(found) == 60
