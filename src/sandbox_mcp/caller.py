@@ -63,14 +63,15 @@ def caller_of(ctx: ServerRequestContext[Any, Any]) -> Caller:
     exchange = None if request is None else request.scope.get(EXCHANGE_KEY)
     header = None if request is None or is_modern else request.headers.get(_SESSION_HEADER)
     return Caller(
-        principal=_principal(),
+        principal=current_principal(),
         transport_session=None if header is None else _hashed(header),
         is_modern=is_modern,
         exchange=exchange if isinstance(exchange, Exchange) else None,
     )
 
 
-def _principal() -> Principal:
+def current_principal() -> Principal:
+    """Return who makes the request that is being served."""
     token = get_access_token()
     if token is None:
         return LOCAL_PRINCIPAL

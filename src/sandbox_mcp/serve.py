@@ -6,8 +6,9 @@ import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -87,15 +88,8 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
     names = allowed_names(settings)
     tokens = load_auth_tokens(settings)
     with _bound_socket(settings) as listener, _stop_on_signals() as stop:
-        async with open_sandbox(settings) as sandbox:
+        async with open_sandbox(settings) as sandbox, _sessions(sandbox, settings) as manager:
             stop.started = True
-            manager = StreamableHTTPSessionManager(
-                app=_server_for(sandbox, settings).mcp,
-                stateless=settings.older_sessions_are_stateless,
-                session_idle_timeout=SESSION_IDLE_SECONDS,
-                max_sessions=MAX_SESSIONS,
-                max_request_body_size=settings.max_request_bytes,
-            )
             app = SandboxHttpApp(sandbox, manager, settings, names=names, tokens=tokens)
             web = _QuietServer(_uvicorn_config(app, settings))
             async with anyio.create_task_group() as tasks:
@@ -142,6 +136,27 @@ async def run_stdio(settings: Settings) -> None:
                 await server.run(incoming, outgoing, server.create_initialization_options())
                 tasks.cancel_scope.cancel()
     _log.info("Stopped")
+
+
+@asynccontextmanager
+async def _sessions(sandbox: Sandbox, settings: Settings) -> AsyncGenerator[StreamableHTTPSessionManager, None]:
+    """Give the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
+    options: dict[str, Any] = {
+        "app": _server_for(sandbox, settings).mcp,
+        "stateless": settings.older_sessions_are_stateless,
+        "session_idle_timeout": SESSION_IDLE_SECONDS,
+        "max_sessions": MAX_SESSIONS,
+        "max_request_body_size": settings.max_request_bytes,
+    }
+    if settings.older_sessions_are_stateless or not settings.shares_state:
+        yield StreamableHTTPSessionManager(**options)
+        return
+    from sandbox_adapters.container import redis_connection
+    from sandbox_adapters.message_log import MessageLog
+    from sandbox_mcp.resumption import ResumableSessions
+
+    async with redis_connection(settings) as connection:
+        yield ResumableSessions(log=MessageLog(connection, ttl_seconds=settings.ttl_seconds), **options)
 
 
 def _settle_memory() -> None:
