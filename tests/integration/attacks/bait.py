@@ -21,7 +21,7 @@ from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 SECRET_VARIABLE = "SANDBOX_ATTACK_SECRET"
 _CALLS = (
     "open_tree", "setns", "clone3", "io_uring_setup", "name_to_handle_at", "ptrace", "process_vm_readv", "ioctl",
-    "socket", "add_key",
+    "socket", "add_key", "io_setup",
 )  # fmt: skip
 _AMOUNTS = {
     "files": 40_000, "processes": 60, "bomb_mib": 100, "descriptors": 200, "signals": 6000, "cpu_seconds": 2.2,

@@ -169,6 +169,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("descriptors", "resources", "rlimit", _off(_C.RLIMITS), limits={"max_open_files": 64}),
     Case("pending_signals", "resources", "rlimit", _off(_C.RLIMITS)),
+    Case("asynchronous_io", "resources", "system call filter", _off(_C.SECCOMP)),
     Case("locked_memory", "resources", "rlimit", _off(_C.RLIMITS), machine=True),
     Case("cpu_hog", "resources", "rlimit, cgroup", _off(_C.CGROUP_TREE, _C.RLIMITS), limits={"max_cpu_seconds": 1}),
     Case(

@@ -7,7 +7,8 @@ others
   without capabilities, so programs know it.
 - every other one fails with ENOSYS, as on an older kernel, whether we know its name or not. Programs
   meet that with what they did before the call existed: `clone` for `clone3`, which hides its flags in memory where
-  no filter can look, `epoll` for `io_uring`, another place for what they would keep in a kernel keyring.
+  no filter can look, `epoll` for `io_uring`, another place for what they would keep in a kernel keyring, threads for
+  `io_setup`, whose contexts one sandbox could take from the whole machine (fs.aio-max-nr).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _ALLOWED_BY_SUBJECT: Mapping[str, str] = MappingProxyType(
             select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
             eventfd eventfd2 timerfd_create timerfd_settime timerfd_gettime timer_create timer_settime timer_gettime
             timer_getoverrun timer_delete alarm getitimer setitimer nanosleep clock_nanosleep clock_gettime
-            clock_getres gettimeofday time getrandom io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
+            clock_getres gettimeofday time getrandom
         """,
         "talking to each other": """
             pipe pipe2 bind connect listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 import threading
 import time
 
-from tests.integration.attacks.inside.verdicts import Bait, Blocked, attack, checked, libc
+from tests.integration.attacks.inside.verdicts import Bait, Blocked, attack, checked, libc, syscall
 
 _MIB = 1 << 20
 
@@ -98,6 +99,13 @@ def pending_signals(bait: Bait) -> str:
     for _ in range(bait["signals"]):
         checked(libc.sigqueue(os.getpid(), signal.SIGRTMIN, None))
     return f"{bait['signals']} queued signals"
+
+
+@attack
+def asynchronous_io(bait: Bait) -> str:
+    """Its contexts are counted for the whole machine: who takes them all leaves none for a database beside it."""
+    context = ctypes.c_ulong(0)
+    return f"{syscall(bait['numbers']['io_setup'], 16, ctypes.byref(context))}: contexts can be had"
 
 
 @attack
