@@ -92,6 +92,7 @@ class Egress:
         self._hosts = dict(hosts or {})
         threads = LookupThreads(_LOOKUP_THREADS * executions)
         self._lookup = lookup if lookup is not None else lambda: SystemLookup(threads)
+        self._executions = executions
         self._budget = ConnectionBudget(executions)
         self._secrets = OperatorSecrets() if secrets is None else secrets
         self.unavailable = ""
@@ -158,5 +159,7 @@ class Egress:
             raise LaunchFailed(f"The sandbox got no network proxy: {error.strerror}. Try again later.") from error
 
     async def self_test(self, start: Starter) -> None:
-        """Find out whether a sandbox started by `start` can be given a proxy."""
+        """Find out whether a sandbox started by `start` can be given a proxy. To be called before any execution."""
+        # A runner that was entered may have raised the limit of open files.
+        self._budget = ConnectionBudget(self._executions)
         self.unavailable = await problem_with_listener(start)
