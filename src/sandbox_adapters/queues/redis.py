@@ -1,0 +1,273 @@
+"""RedisQueue: pending executions between fronts and backs in many processes. See redis_scripts for what is kept where.
+
+Why lists and scripts and not a stream with a consumer group: docs/adr/0009-queue-of-lists-in-redis.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+from redis.exceptions import RedisError
+
+from sandbox_adapters.queues import redis_scripts as scripts
+from sandbox_adapters.queues.redis_items import decode_item, encode_item
+from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
+from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
+from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.ports.queue import Admit, Delivery, QueueItem
+
+_log = logging.getLogger("sandbox_adapters.queue")
+
+LOOK_SECONDS: Final = 5.0
+"""A taker that nobody wakes looks so often, for what a dead taker left and for a token that died with one."""
+
+LIFE_SECONDS: Final = 7 * 86_400
+"""How long keys live after their last use, beyond the time to live of a pending execution."""
+
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
+_LONGEST_PAUSE: Final = 1.0
+_FULL, _FULL_FOR_ONE = 1, 2
+
+
+class RedisQueue:
+    """ExecutionQueue over Redis. Satisfies `ExecutionQueue` while its context lasts; asyncio only.
+
+    An item that was handed over is handed out again `visibility_seconds` after its taker's process was last heard of.
+    The counts are exact: every change is one script. A removal while a taker asks about the item takes effect, and
+    answers False, since that taker may be handed it all the same. `close` returns nothing: others may take what waits.
+
+    What `admit` refused here is asked about again after `recheck`, `put` or `done` in this process; every process
+    asks its own admission, so call `recheck` when a place was released anywhere.
+
+    Args:
+        connection: entered before this and left after it.
+        max_depth: how many items may wait in all; of the process that puts.
+        max_per_principal: how many items of one principal may wait; None is `max_depth`.
+        visibility_seconds: see above; also how long a question to `admit` may take.
+        ttl_seconds: how long a pending execution may live without an access.
+    """
+
+    def __init__(
+        self,
+        *,
+        connection: RedisConnection,
+        max_depth: int = 100,
+        max_per_principal: int | None = None,
+        visibility_seconds: float = 9.0,
+        ttl_seconds: float = 3600.0,
+    ) -> None:
+        self._connection = connection
+        self._max_depth = max_depth
+        self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
+        self._visibility = visibility_seconds
+        self._visibility_ms = max(1, round(visibility_seconds * 1000))
+        self._begin = (connection.namespace, round((ttl_seconds + LIFE_SECONDS) * 1000))
+        self._closed = False
+        self._tasks: TaskGroup | None = None
+        # As in LocalQueue: a refusal counts for the round in which its question began.
+        self._round = 0
+        self._refused: set[str] = set()
+        self._asking = 0
+        self._changed = anyio.Event()
+        self._waiting = 0
+        self._hungry = anyio.Event()
+        self._look_in = LOOK_SECONDS
+        self._held: set[str] = set()
+        self._holding = anyio.Event()
+
+    async def __aenter__(self) -> RedisQueue:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._listen)
+        self._tasks.start_soon(self._renew)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+
+    async def put(self, item: QueueItem) -> None:
+        """Add an item; again, while it waits, is no error. Raises ServerFull, StoreUnavailable, ServerDraining."""
+        if self._closed:
+            raise ServerDraining
+        principal = key_part(item.principal)
+        refused, count, mean_ms = await self._run(
+            scripts.PUT, item.execution_id, encode_item(item), principal, self._max_depth, self._max_per_principal
+        )
+        if refused == _FULL:
+            raise ServerFull(f"{count} executions are waiting already", _retry_after(mean_ms))
+        if refused == _FULL_FOR_ONE:
+            raise ServerFull(f"{count} of your executions are waiting already", _retry_after(mean_ms))
+        self._ask_again()
+
+    async def take(self, admit: Admit) -> Delivery:
+        """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
+        question = secrets.token_hex(8)
+        is_open = True
+        try:
+            while True:
+                changed, round_asked = self._changed, self._round
+                is_open = True
+                choice = await self._choose(question)
+                if choice is None:
+                    is_open = False
+                    await self._wait_for(changed)
+                    continue
+                item, lane = choice
+                self._asking += 1
+                try:
+                    admitted = await admit(item)
+                finally:
+                    self._asking -= 1
+                if admitted:
+                    return await self._hand_over(question, item)
+                if round_asked == self._round:
+                    self._refused.add(lane)
+                self._signal()
+        except BaseException:
+            if is_open:
+                await self._withdraw(question)
+            raise
+
+    async def done(self, delivery: Delivery) -> None:
+        """Forget the item."""
+        self._held.discard(delivery.receipt)
+        await self._run(scripts.DONE, delivery.receipt, delivery.item.execution_id)
+        self._ask_again()
+
+    async def give_back(self, delivery: Delivery) -> None:
+        """Put the item back, in front of everything. No error, and no effect, after `done`."""
+        self._held.discard(delivery.receipt)
+        await self._run(scripts.GIVE_BACK, delivery.receipt)
+        self._ask_again()
+
+    async def remove(self, execution_id: ExecutionId) -> bool:
+        """Drop a waiting item."""
+        removed = await self._run(scripts.REMOVE, execution_id)
+        self._ask_again()
+        return bool(removed)
+
+    async def recheck(self) -> None:
+        """Ask `admit` again about what was refused here. No word to Redis when nothing was."""
+        self._ask_again()
+
+    async def close(self) -> Sequence[QueueItem]:
+        """Take nothing into the queue any more; what waits stays for others."""
+        self._closed = True
+        return []
+
+    async def depth(self) -> int:
+        """Return how many items wait, over all processes."""
+        return int(await self._connection.command("HLEN", f"{self._connection.namespace}queue:items"))
+
+    async def _choose(self, question: str) -> tuple[QueueItem, str] | None:
+        """Mark the next item as asked about. Whole even when cancelled: then the question is withdrawn by `take`."""
+        while True:
+            with anyio.CancelScope(shield=True):
+                answer = await self._run(scripts.CHOOSE, question, self._visibility_ms, *self._refused)
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if not answer[0]:
+                back_in = int(answer[1]) / 1000
+                self._look_in = LOOK_SECONDS if back_in < 0 else min(LOOK_SECONDS, max(0.05, back_in))
+                return None
+            _, raw_id, raw_lane, raw_item = answer
+            try:
+                item = decode_item(raw_item, raw_id, raw_lane)
+            except StoredDataCorrupt as error:
+                _log.error("dropped from the queue: %s", error)
+                await self._run(scripts.REMOVE, raw_id)
+            else:
+                return item, raw_lane.decode()
+
+    async def _hand_over(self, question: str, item: QueueItem) -> Delivery:
+        receipt = secrets.token_hex(8)
+        # No await after the answer: a cancellation finds the item either waiting or delivered.
+        with anyio.CancelScope(shield=True):
+            await self._run(scripts.HAND_OVER, question, item.execution_id, receipt, self._visibility_ms)
+        self._held.add(receipt)
+        self._holding.set()
+        self._signal()
+        return Delivery(item, receipt)
+
+    async def _withdraw(self, question: str) -> None:
+        self._signal()
+        with anyio.CancelScope(shield=True), suppress(InfrastructureError):
+            await self._run(scripts.WITHDRAW, question)
+
+    async def _wait_for(self, changed: anyio.Event) -> None:
+        self._waiting += 1
+        self._hungry.set()
+        try:
+            await changed.wait()
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._hungry = anyio.Event()
+
+    async def _listen(self) -> None:
+        """Pop a token while a taker here has nothing to do, and let it look; also when none came for a while."""
+        name = f"{self._connection.namespace}queue:wake"
+        listener = self._connection.listener()
+        pause = 0.0
+        while True:
+            await self._hungry.wait()
+            seconds = self._look_in
+            try:
+                # The client itself would wait for ever on a connection that died without a word.
+                with anyio.fail_after(seconds + self._connection.options.timeout_seconds):
+                    popped = await listener.execute_command("BLPOP", name, seconds)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+                if popped is not None and not self._waiting:
+                    await self._run(scripts.PASS_ON)
+            except (RedisError, OSError, TimeoutError, InfrastructureError) as error:
+                if not pause:
+                    _log.warning("the queue waits for Redis: %s", self._connection.explain(error))
+                pause = min(max(0.05, pause * 2), _LONGEST_PAUSE)
+                await anyio.sleep(pause)
+            else:
+                pause = 0.0
+            # Takers look for themselves, and learn it when Redis is away.
+            self._signal()
+
+    async def _renew(self) -> None:
+        """Hold what was handed over and neither done nor given back, for as long as this process lives."""
+        while True:
+            await self._holding.wait()
+            await anyio.sleep(self._visibility / 3)
+            if not self._held:
+                self._holding = anyio.Event()
+                continue
+            with suppress(InfrastructureError):
+                await self._run(scripts.RENEW, self._visibility_ms, *self._held)
+
+    async def _run(self, script: LuaScript, *args: str | bytes | int) -> Any:
+        return await self._connection.run(script, (), (*self._begin, *args))
+
+    def _ask_again(self) -> None:
+        """Let refusals until now count no more. Nothing to do when there is none and none can be on its way."""
+        if self._refused or self._asking:
+            self._round += 1
+            self._refused.clear()
+            self._signal()
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def _retry_after(mean_ms: int) -> int:
+    """Return when the next item leaves, from the last turns."""
+    if mean_ms < 0:
+        return _UNKNOWN_RETRY_SECONDS
+    return min(max(math.ceil(mean_ms / 1000), _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)

@@ -1,0 +1,60 @@
+"""How a QueueItem is written in Redis: one line of JSON, after the name of its lane."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sandbox_adapters.redis_connection import key_part
+from sandbox_core.domain.errors import StoredDataCorrupt
+from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
+from sandbox_core.ports.queue import QueueItem
+
+VERSION = 1
+_FIELDS = {"v", "execution_id", "principal", "session_id", "queued_at"}
+
+
+def encode_item(item: QueueItem) -> str:
+    """Return the item as it is stored, its lane first."""
+    document = {
+        "v": VERSION,
+        "execution_id": item.execution_id,
+        "principal": item.principal,
+        "session_id": item.session_id,
+        "queued_at": item.queued_at.isoformat(),
+    }
+    return f"{lane_of(item)} {json.dumps(document, separators=(',', ':'))}"
+
+
+def decode_item(raw: bytes, execution_id: bytes, lane: bytes) -> QueueItem:
+    """Return the item of a line of JSON that is kept under this id in this lane. Raises StoredDataCorrupt."""
+    try:
+        item = _item(json.loads(raw))
+        found = item.execution_id.encode(), lane_of(item).encode()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoredDataCorrupt("an item of the queue", f"it cannot be read: {error!r}") from error
+    if found != (execution_id, lane):
+        raise StoredDataCorrupt("an item of the queue", "it is another one than its key says")
+    return item
+
+
+def lane_of(item: QueueItem) -> str:
+    """Return the name of the item's lane: one session of one principal."""
+    session = "" if item.session_id is None else f"={key_part(item.session_id)}"
+    return f"{key_part(item.principal)}|{session}"
+
+
+def _item(document: dict[str, Any]) -> QueueItem:
+    if document.keys() != _FIELDS or document["v"] != VERSION:
+        raise ValueError("unknown fields or version")
+    queued_at = datetime.fromisoformat(document["queued_at"])
+    if queued_at.tzinfo is None:
+        raise ValueError("a time without a zone")
+    session_id = document["session_id"]
+    return QueueItem(
+        execution_id=ExecutionId(document["execution_id"]),
+        principal=Principal(document["principal"]),
+        session_id=None if session_id is None else SessionId(session_id),
+        queued_at=queued_at,
+    )
