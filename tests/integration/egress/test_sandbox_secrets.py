@@ -18,11 +18,11 @@ from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.runner import Launch
 from sandbox_core.testing.runner_harness import Finished, finish
 from tests.integration.egress.conftest import BOUND_SECONDS, Certificate
+from tests.integration.egress.intercepting import VALUE, secret
 from tests.integration.egress.origins import Origin, file_origin
 from tests.integration.egress.sandboxes import reaching, runner_for
 from tests.integration.egress.sites import git_site, npm_site, pip_site
 from tests.integration.egress.test_clients import needs
-from tests.integration.egress.test_interception import VALUE, secret
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
