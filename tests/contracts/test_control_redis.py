@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -210,6 +211,19 @@ class TestBeyondTheContract:
         nodes.server.ask("RPUSH", "test:control:receiver:inbox", poison)
         async with receiver.own(execution_id, Recorder()):
             assert await sender.tell(execution_id, Cancel()) is ControlAnswer.DELIVERED
+
+    @pytest.mark.parametrize("poison", [b"\xff", b"null", b'{"v":1,"type":"input","data":"%","end":false}'])
+    async def test_a_poisoned_message_is_handled_by_nobody(
+        self, nodes: Nodes, execution_id: ExecutionId, poison: bytes
+    ) -> None:
+        sender, receiver = await nodes.node("sender", timeout=5), await nodes.node("receiver")
+        recorder, token = Recorder(), "0" * 32
+        request = {"v": 1, "type": "request", "token": token, "execution_id": execution_id, "sender": "sender"}
+        async with receiver.own(execution_id, recorder):
+            nodes.server.ask("SET", f"test:control:receiver:message:{token}", poison, "EX", 60)
+            nodes.server.ask("RPUSH", "test:control:receiver:inbox", json.dumps(request))
+            assert await sender.tell(execution_id, Cancel()) is ControlAnswer.DELIVERED
+        assert recorder.heard == [Cancel()]
 
     async def test_an_inbox_of_another_type_is_said_and_survived(
         self, nodes: Nodes, execution_id: ExecutionId, caplog: pytest.LogCaptureFixture

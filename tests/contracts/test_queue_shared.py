@@ -22,7 +22,7 @@ from sandbox_core.ports.queue import ExecutionQueue, QueueItem
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import BOUND_SECONDS, MakeQueue, everyone
-from sandbox_core.testing.samples import pending
+from sandbox_core.testing.samples import cancelled, exited, pending
 from tests.redis_server import RedisServer
 
 LEASE_SECONDS = 0.3
@@ -163,6 +163,17 @@ class TestBetweenReplicas:
                         tasks.start_soon(claim, number, queue, each)
             assert len(claimed) == 1
             assert (await store.load(execution.id)).node == claimed[0]
+
+    async def test_what_was_cancelled_elsewhere_takes_no_room_here(self, replicas: Replicas) -> None:
+        clock = FakeClock(SystemClock().now())
+        queue, store = await replicas.queue(max_depth=1)
+        execution = await store.create(pending(clock))
+        await queue.put(item_of(execution))
+        _, elsewhere = await replicas.store()
+        await elsewhere.finish_unclaimed(cancelled(execution, clock), [exited(clock)])
+        with anyio.fail_after(BOUND_SECONDS):
+            while await queue.depth():  # noqa: ASYNC110  # a round of the queue tells nobody
+                await anyio.sleep(0.01)
 
     @pytest.mark.parametrize("poison", ["*", "execution:x", "0" * 36])
     async def test_a_poisoned_entry_is_dropped(self, replicas: Replicas, poison: str) -> None:

@@ -34,10 +34,16 @@ end
 _VOUCH: Final = LuaScript(
     _NOW
     + """
--- KEYS: waiting. ARGV: for how many ms, ids. What was claimed meanwhile is not there any more, and stays away.
-local at = now() + ARGV[1]
-for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', at, ARGV[i]) end
-return #ARGV - 1
+-- KEYS: waiting. ARGV: for how many ms, ids. Answers with those that wait no more: claimed, cancelled or expired.
+local at, missing = now() + ARGV[1], {}
+for i = 2, #ARGV do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    redis.call('ZADD', KEYS[1], at, ARGV[i])
+  else
+    missing[#missing + 1] = ARGV[i]
+  end
+end
+return missing
 """
 )
 
@@ -137,12 +143,18 @@ class SharedQueue:
     async def _round(self) -> None:
         life = round(self._lease_seconds * 1000)
         if waiting := self._local.waiting:
-            await self._connection.run(_VOUCH, [self._waiting_key], [life, *waiting])
+            for raw in await self._connection.run(_VOUCH, [self._waiting_key], [life, *waiting]):
+                await self._forget(ExecutionId(raw.decode(errors="replace")))
         most = min(self._local.room, AT_ONCE)
         if self._closed or most < 1:
             return
         for raw in await self._connection.run(_ADOPT, [self._waiting_key], [life, most]):
             await self._adopt(ExecutionId(raw.decode(errors="replace")))
+
+    async def _forget(self, execution_id: ExecutionId) -> None:
+        """Give the room back of what was cancelled through another replica."""
+        if await self._item(execution_id) is None:
+            await self._local.remove(execution_id)
 
     async def _adopt(self, execution_id: ExecutionId) -> None:
         item = await self._item(execution_id)
@@ -160,7 +172,7 @@ class SharedQueue:
         try:
             execution = await self._store.load(execution_id)
         except (ExecutionNotFound, StoredDataCorrupt) as error:
-            _log.warning("%s waits no more: %s", execution_id, error)
+            _log.info("%s waits no more: %s", execution_id, error)
             return None
         if execution.status is not ExecutionStatus.PENDING:
             return None

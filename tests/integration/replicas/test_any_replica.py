@@ -81,6 +81,28 @@ async def test_a_waiter_elsewhere_sees_output_while_it_runs(three: list[Replica]
         await call(second, "cancel_execution", execution_id=execution_id, force=True)
 
 
+async def test_the_places_of_a_session_are_counted_over_all_replicas(three: list[Replica], mode: str) -> None:
+    session = f"counted-{mode}"
+    holding = {"command": "cat", "interactive": True}
+    async with AsyncExitStack() as stack:
+        first, second, third = await clients(stack, [replica.url for replica in three], mode)
+        ids = [
+            (await call(client, "execute_code_async", command="cat", interactive=True, session_id=session))[
+                "execution_id"
+            ]
+            for client in (first, second, third, first, second)
+        ]
+        for execution_id in ids:
+            await call(third, "get_execution_output", execution_id=execution_id, wait_seconds=10)
+        over = (await call(third, "execute_code_async", command="echo at last", session_id=session))["execution_id"]
+        assert (await call(first, "get_execution_status", execution_id=over))["status"] == "pending"
+        await call(first, "send_stdin", execution_id=ids[1], input_data="", end=True)
+        said = await call(second, "get_execution_output", execution_id=over, wait=True, wait_seconds=30)
+        assert (said["status"], said["stdout"]) == ("completed", "at last\n")
+        for execution_id in ids:
+            await call(third, "cancel_execution", execution_id=execution_id, force=True)
+
+
 async def test_behind_nginx_round_robin(balanced: str, mode: str) -> None:
     async with connected(balanced, mode) as client:
         await use_everything(client)
