@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -83,13 +84,11 @@ async def test_a_waiter_elsewhere_sees_output_while_it_runs(three: list[Replica]
 
 async def test_the_places_of_a_session_are_counted_over_all_replicas(three: list[Replica], mode: str) -> None:
     session = f"counted-{mode}"
-    holding = {"command": "cat", "interactive": True}
+    holding: dict[str, Any] = {"command": "cat", "interactive": True}
     async with AsyncExitStack() as stack:
         first, second, third = await clients(stack, [replica.url for replica in three], mode)
         ids = [
-            (await call(client, "execute_code_async", command="cat", interactive=True, session_id=session))[
-                "execution_id"
-            ]
+            (await call(client, "execute_code_async", session_id=session, **holding))["execution_id"]
             for client in (first, second, third, first, second)
         ]
         for execution_id in ids:
