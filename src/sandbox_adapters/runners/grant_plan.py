@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from sandbox_adapters.runners.child.grant_check import Check, Offence, is_put_as
 from sandbox_adapters.runners.child.grant_check import Region as Checked
 from sandbox_adapters.runners.child.grant_mounts import HIDE, LOCK, PIN, READ, WRITE
 from sandbox_adapters.runners.child.mount_calls import open_path
+from sandbox_adapters.runners.child.path_patterns import PathPatterns
 from sandbox_adapters.runners.child.protected_names import GIT
 from sandbox_adapters.runners.child.tree_scan import (
     GIT_DIRECTORY,
@@ -26,17 +27,19 @@ from sandbox_adapters.runners.child.tree_scan import (
     TOO_DEEP,
     UNREADABLE,
     Found,
-    TooManyEntries,
+    TooMuch,
     looks_like_git,
     scan,
 )
 from sandbox_adapters.runners.git_config import paths_of_config
-from sandbox_adapters.runners.grants import DENY_WRITE, Access, Grants, Region, expression
+from sandbox_adapters.runners.grants import DENY_WRITE, Access, Grants, Region, host_path
 from sandbox_core.domain.errors import PolicyRefused, PolicyViolation
 from sandbox_core.domain.policy import path_within
 
 MAX_ENTRIES = 500_000
 """Files and directories in one granted directory at the start."""
+MAX_SECONDS = 20.0
+"""For looking through one of them."""
 MAX_MOUNTS = 1024
 """For all grants of one execution; each costs about a millisecond at its start."""
 
@@ -113,8 +116,8 @@ class _Planner:
         self._plan = plan
         self._marks: dict[str, str] = {}
         self._directories: dict[str, bool] = {}
-        self._hidden = _compiled(grants.hidden)
-        self._locked = _compiled(grants.locked)
+        self._hidden = PathPatterns(map(host_path, grants.hidden))
+        self._locked = PathPatterns(map(host_path, grants.locked))
         self._missing: list[str] = []
         self._targets: list[tuple[Region, str]] = []
         self._looked_through: list[_LookedThrough] = []
@@ -133,7 +136,7 @@ class _Planner:
         for number, top in enumerate(tops):
             if top in self._marks:
                 self._lay_out(number, top)
-        denied = expression([*self._grants.locked, *self._missing])
+        denied = (*map(host_path, self._grants.locked), *self._missing)
         for seen in self._looked_through:
             self._plan.checked.append(Checked(seen.region.path, seen.known, tuple(seen.git), seen.protect, denied))
 
@@ -178,7 +181,7 @@ class _Planner:
             if found.path in self._boundaries:
                 return False
             for pattern, mark in ((self._hidden, HIDE), (self._locked, LOCK)):
-                if pattern is not None and (mark == HIDE or writable) and pattern.fullmatch(found.path):
+                if (mark == HIDE or writable) and pattern.match(found.path):
                     return self._deny(seen, found, mark)
             if found.role == SPECIAL:
                 self._mark(found.path, HIDE)
@@ -197,9 +200,9 @@ class _Planner:
         try:
             if seen.protect and looks_like_git(top):
                 seen.git.append(region.path)
-            scan(top, region.path, visit, plain=self._has_patterns, max_entries=MAX_ENTRIES)
-        except TooManyEntries:
-            self._refuse(region, f"it has over {MAX_ENTRIES} entries; grant a smaller directory")
+            scan(top, region.path, visit, plain=self._has_patterns, max_entries=MAX_ENTRIES, seconds=MAX_SECONDS)
+        except TooMuch as error:
+            self._refuse(region, f"{error}; grant a smaller directory")
         except OSError as error:
             self._refuse(region, _reason(error))
         finally:
@@ -224,7 +227,14 @@ class _Planner:
         self._mark(found.path, LOCK)
         seen.known[found.path] = _inode(found.path)
         if found.is_directory:
-            scan(found.descriptor, found.path, partial(self._look_in, seen.region), plain=True, max_entries=MAX_ENTRIES)
+            scan(
+                found.descriptor,
+                found.path,
+                partial(self._look_in, seen.region),
+                plain=True,
+                max_entries=MAX_ENTRIES,
+                seconds=MAX_SECONDS,
+            )
             return False
         self._check_links(seen.region, found.path)
         if found.name in _GIT_CONFIGS and os.path.dirname(found.path) in seen.git:
@@ -243,6 +253,14 @@ class _Planner:
         for path in paths_of_config(os.fsdecode(text), folder=folder, worktree=worktree):
             if self._access(path) is Access.WRITE:
                 self._lock_target(region, path, f"git runs or reads {path} because of {found.path}, and it")
+
+    def _look_into(self, region: Region, top: int, path: str) -> None:
+        """Look through a protected directory."""
+        visit = partial(self._look_in, region)
+        try:
+            scan(top, path, visit, plain=True, max_entries=MAX_ENTRIES, seconds=MAX_SECONDS)
+        except TooMuch as error:
+            self._refuse(region, f"{path} is protected, and {error}")
 
     def _look_in(self, region: Region, found: Found) -> bool:
         """In a protected directory: what is there under a second name could be changed by that."""
@@ -288,7 +306,9 @@ class _Planner:
                 self._refuse(region, _TOO_MANY_MOUNTS)
             top = open_path(path, flags=os.O_RDONLY | os.O_DIRECTORY)
             try:
-                scan(top, path, partial(self._look_in, region), plain=True, max_entries=MAX_ENTRIES)
+                scan(
+                    top, path, partial(self._look_in, region), plain=True, max_entries=MAX_ENTRIES, seconds=MAX_SECONDS
+                )
             finally:
                 os.close(top)
 
@@ -351,10 +371,6 @@ class _Planner:
 
     def _refuse(self, region: Region, reason: str) -> Any:
         raise PolicyRefused([PolicyViolation(region.field, region.path, "what can be granted safely", reason)])
-
-
-def _compiled(denials: Sequence[str]) -> re.Pattern[str] | None:
-    return re.compile(expression(denials)) if denials else None
 
 
 def _inode(path: str) -> int:

@@ -29,6 +29,9 @@ GRANT_LAYERS = ("no_links_in_grants", "no_set_id_bits")
 _OWN = ("/etc", "/proc", "/dev")
 _MAX_PLAN_BYTES = 256 * 1024
 _STAGE = "stage"
+_KEPT = ("/var/tmp",)  # noqa: S108 - is looked for, not used
+_AT_ONCE = 2
+"""Directories that are looked through at the same time, so that the server's own work goes on beside it."""
 
 
 class Granter:
@@ -45,6 +48,7 @@ class Granter:
         self, readable: Sequence[str], operator: FilesystemPolicy, *, layers: Sequence[str] = GRANT_LAYERS
     ) -> None:
         self._layers = tuple(layers)
+        self._limiter: anyio.CapacityLimiter | None = None
         self._taken = tuple(readable)
         self._visible = tuple(path for path in readable if path not in (*_OWN, *PRIVATE))
         self._operator = operator
@@ -70,14 +74,17 @@ class Granter:
         """
         if not self.asked(policy):
             return None
-        own = grant_violations(policy, taken=(directory,), visible=self._visible, operator=self._operator)
+        kept = (os.path.dirname(directory), *_KEPT)
+        own = grant_violations(policy, taken=(directory,), visible=self._visible, operator=self._operator, kept=kept)
         if own:
             raise PolicyRefused(own)
         grants = resolve_grants(policy, visible=self._visible, operator=self._operator.allow_write)
         # Not abandoned when it is cancelled: nobody else would close what it opens.
-        plan = await to_thread.run_sync(make_plan, grants)
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+        plan = await to_thread.run_sync(make_plan, grants, limiter=self._limiter)
         try:
-            return Granted(grants, plan, directory, self._layers)
+            return Granted(grants, plan, directory, self._layers, self._limiter)
         except OSError as error:
             plan.close()
             raise LaunchFailed(f"The grants could not be written down: {error.strerror}. Try again later.") from error
@@ -86,11 +93,14 @@ class Granter:
 class Granted:
     """The grants of one execution. `judged` once it has ended, and `finish` in any case."""
 
-    def __init__(self, grants: Grants, plan: Plan, directory: str, layers: Sequence[str]) -> None:
+    def __init__(
+        self, grants: Grants, plan: Plan, directory: str, layers: Sequence[str], limiter: anyio.CapacityLimiter
+    ) -> None:
         stage = os.path.join(directory, _STAGE)
         os.makedirs(stage, exist_ok=True)
         os.chmod(stage, 0o711)  # noqa: S103 - the sandbox's user finds its mounts in it
         self._plan = plan
+        self._limiter = limiter
         self._layers = tuple(layers)
         self._directory, self._name = directory, secrets.token_hex(8)
         self._lock = anyio.Lock()
@@ -117,7 +127,7 @@ class Granted:
         async with self._lock:
             if self._judged is None:
                 with anyio.CancelScope(shield=True):
-                    offences, omitted = await to_thread.run_sync(self._plan.check)
+                    offences, omitted = await to_thread.run_sync(self._plan.check, limiter=self._limiter)
                     grant_check.forget(self._directory, self._name)
                 for offence in offences:
                     if offence.problem:

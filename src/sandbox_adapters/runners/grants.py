@@ -7,12 +7,12 @@ wins. A denial with wildcards wins over every grant that it covers.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import PurePosixPath
 
+from sandbox_adapters.runners.child.path_patterns import WILDCARD, PathPatterns
 from sandbox_adapters.runners.child.protected_names import protected_part
 from sandbox_core.domain.errors import PolicyViolation
 from sandbox_core.domain.policy import WORKSPACE, FilesystemPolicy, inside_sandbox, path_within
@@ -22,8 +22,6 @@ PRIVATE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
 NEVER_GRANTED = ("/sys", "/run/user", "/boot")
 """The kernel's files and every user's sockets."""
 
-_WILDCARD = re.compile(r"[*?\[{]")
-_SET = re.compile(r"\[(?P<negated>!?)(?P<letters>\]?[^\]/]*)\]")
 ALLOW_READ, ALLOW_WRITE = "filesystem.allow_read", "filesystem.allow_write"
 DENY_READ, DENY_WRITE = "filesystem.deny_read", "filesystem.deny_write"
 """Fields of a policy."""
@@ -106,7 +104,7 @@ def resolve_grants(policy: FilesystemPolicy, *, visible: Sequence[str] = (), ope
             fields.setdefault(host_path(path), set()).add(ALLOW_WRITE)
     for name, denials in ((DENY_READ, policy.deny_read), (DENY_WRITE, policy.deny_write)):
         for path in denials:
-            if not _WILDCARD.search(path):
+            if not WILDCARD.search(path):
                 fields.setdefault(host_path(path), set()).add(name)
     regions: list[Region] = []
     for path in sorted(fields, key=_depth):
@@ -124,7 +122,12 @@ def resolve_grants(policy: FilesystemPolicy, *, visible: Sequence[str] = (), ope
 
 
 def grant_violations(
-    policy: FilesystemPolicy, *, taken: Sequence[str], visible: Sequence[str], operator: FilesystemPolicy
+    policy: FilesystemPolicy,
+    *,
+    taken: Sequence[str],
+    visible: Sequence[str],
+    operator: FilesystemPolicy,
+    kept: Sequence[str] = (),
 ) -> list[PolicyViolation]:
     """Return the grants that no sandbox can have, as far as that can be told without looking at the host.
 
@@ -133,6 +136,7 @@ def grant_violations(
         taken: what the sandbox has of its own: nothing in the way of it can be granted.
         visible: paths that every command can read.
         operator: the `filesystem` of the operator's ceiling.
+        kept: where runtime directories are made: a command must not be able to make one for the next server to find.
     """
     found: list[PolicyViolation] = []
     exempt = {host_path(path) for path in operator.allow_write}
@@ -141,6 +145,8 @@ def grant_violations(
     for field, path in asked:
         reason = _impossible(path, taken)
         full = host_path(path)
+        if reason is None and field == ALLOW_WRITE and (inside := [root for root in kept if path_within(root, full)]):
+            reason = f"servers keep directories of their own in {inside[0]}; grant one below it"
         part = protected_part(full)
         if reason is None and field == ALLOW_WRITE and part is not None and full not in exempt:
             reason = f"programs on the host run or obey {part!r}; only the operator's ceiling can name the path itself"
@@ -149,7 +155,7 @@ def grant_violations(
                 f"{name} {denial!r}"
                 for name, denials in ((DENY_READ, policy.deny_read), (DENY_WRITE, policy.deny_write))
                 for denial in denials
-                if (name == DENY_READ or field == ALLOW_WRITE) and _WILDCARD.search(denial) and covers(denial, full)
+                if (name == DENY_READ or field == ALLOW_WRITE) and WILDCARD.search(denial) and covers(denial, full)
             ]
             reason = f"{covering[0]} covers it" if covering else None
         if reason is None and _overruled(full, field, operator):
@@ -166,18 +172,10 @@ def grant_violations(
     return found
 
 
-def expression(denials: Iterable[str]) -> str:
-    """Return a regular expression for the paths that denials name, with or without wildcards; "" for none.
-
-    `*`, `?` and `[...]` stand for characters of one component, `**` for any number of components.
-    """
-    return "|".join(_expression(denial) for denial in denials)
-
-
 def covers(denial: str, path: str) -> bool:
     """True when a denial names an absolute path or one around it."""
-    pattern = re.compile(_expression(denial))
-    return any(pattern.fullmatch(str(part)) for part in (path, *PurePosixPath(path).parents))
+    patterns = PathPatterns((host_path(denial),))
+    return any(patterns.match(str(part)) for part in (path, *PurePosixPath(path).parents))
 
 
 def _decide(fields: set[str], outer: Access) -> tuple[Access, str]:
@@ -213,7 +211,7 @@ def _longest_around(full: str, entries: Iterable[str]) -> int:
 def _impossible(path: str, taken: Sequence[str]) -> str | None:
     if path.startswith("~"):
         return "whose home directory is meant cannot be told; write the whole path"
-    if _WILDCARD.search(path):
+    if WILDCARD.search(path):
         return "a grant cannot have wildcards; name the directory"
     full = host_path(path)
     for root in (*taken, *NEVER_GRANTED):
@@ -225,39 +223,13 @@ def _impossible(path: str, taken: Sequence[str]) -> str | None:
 def _reaching(denials: Iterable[str], tops: Sequence[str]) -> Iterator[str]:
     """Yield the denials with wildcards that may name something in one of `tops`."""
     for denial in denials:
-        if not _WILDCARD.search(denial):
+        if not WILDCARD.search(denial):
             continue
         full = host_path(denial)
-        wildcard = _WILDCARD.search(full)
+        wildcard = WILDCARD.search(full)
         literal = full if wildcard is None else full[: wildcard.start()]
         if any(path_within(literal.rstrip("/") or "/", top) or f"{top}/".startswith(literal) for top in tops):
             yield denial
-
-
-def _expression(denial: str) -> str:
-    full = host_path(denial)
-    pieces = []
-    for part in full.split("/")[1:]:
-        if part == "**":
-            pieces.append("(?:/[^/]+)*")
-        else:
-            pieces.append("/" + _component(part))
-    return f"(?:{''.join(pieces)}|{re.escape(full)})"
-
-
-def _component(part: str) -> str:
-    """A component with `*`, `?` and `[...]`, none of which stands for a slash. `[` without its end is itself."""
-    pieces, rest = [], part
-    while rest:
-        found = _SET.match(rest)
-        if found is not None:
-            negated, letters = found["negated"], found["letters"].replace("\\", "\\\\").replace("[", "\\[")
-            pieces.append(f"(?!/)[{'^' if negated else ''}{letters.replace('^', chr(92) + '^')}]")
-            rest = rest[found.end() :]
-            continue
-        pieces.append({"*": "[^/]*", "?": "[^/]"}.get(rest[0]) or re.escape(rest[0]))
-        rest = rest[1:]
-    return "".join(pieces)
 
 
 def _depth(path: str) -> tuple[int, str]:

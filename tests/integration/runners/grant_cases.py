@@ -27,7 +27,7 @@ from sandbox_core.domain.command import Command
 from sandbox_core.domain.denial import DenialKind
 from sandbox_core.domain.errors import PolicyRefused
 from sandbox_core.domain.outcome import TerminationReason
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import Finished, launch_of, read_until, run_command
 
@@ -456,6 +456,29 @@ async def odd_names_are_names(runner: BubblewrapRunner, top: Path) -> None:
     assert len(denied(found)) == 1
 
 
+async def a_network_may_be_granted_too(runner: BubblewrapRunner, top: Path) -> None:
+    policy = ExecutionPolicy(
+        filesystem=FilesystemPolicy(allow_write=(str(top),)), network=NetworkPolicy(allowed_domains=("example.com",))
+    )
+    finished = await run_command(runner, Command(shell=f"echo ok > {top}/x; echo $HTTP_PROXY"), policy)
+    assert finished.stdout.startswith(b"http://127.0.0.1:"), finished
+    assert tree(top) == ["x"]
+
+
+async def the_smallest_limits_are_enough(runner: BubblewrapRunner, top: Path) -> None:
+    limits = ResourceLimits(max_processes=1, workspace_mb=1, max_cpu_seconds=1, max_open_files=16)
+    policy = ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=(str(top),)), resource_limits=limits)
+    finished = await run_command(runner, Command(argv=("touch", f"{top}/x")), policy)
+    assert finished.exit.exit_code == 0, finished
+    assert tree(top) == ["x"]
+
+
+async def runtime_directories_cannot_be_forged(runner: BubblewrapRunner, top: Path) -> None:
+    found = await run(runner, f"mkdir -p {top}/a/sandbox-runner-x/granted", allow_write=(top,))
+    assert denied(found) == {f"{top}/a/sandbox-runner-x"}
+    assert "servers keep directories" in await refusal(runner, allow_write=("/var/tmp",))
+
+
 async def nothing_is_left_on_the_host(runner: BubblewrapRunner, top: Path) -> None:
     repository(top)
     put(top / "secret")
@@ -502,6 +525,9 @@ CASES: dict[str, Case] = {
         second_names_of_protected_files_are_refused,
         a_hook_that_lies_among_the_files_is_read_only,
         odd_names_are_names,
+        a_network_may_be_granted_too,
+        the_smallest_limits_are_enough,
+        runtime_directories_cannot_be_forged,
         nothing_is_left_on_the_host,
         what_is_granted_is_on_the_record,
     )

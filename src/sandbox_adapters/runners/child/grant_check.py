@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import stat
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .mount_calls import open_path
+from .path_patterns import PathPatterns
 from .protected_names import GIT, GIT_LAYOUT, folded
 from .tree_scan import (
     GIT_DIRECTORY,
@@ -29,7 +29,7 @@ from .tree_scan import (
     TOO_DEEP,
     UNREADABLE,
     Found,
-    TooManyEntries,
+    TooMuch,
     looks_like_git,
     scan,
 )
@@ -37,7 +37,8 @@ from .tree_scan import (
 JOURNAL = "granted"
 """Directory of what is still to be checked, in a runtime directory."""
 MAX_ENTRIES = 2_000_000
-"""About ten seconds' worth."""
+MAX_SECONDS = 60.0
+"""For one directory; a million entries take about six."""
 RULE_PROTECTED, RULE_DENIED = "protected names", "filesystem.deny_write"
 
 _MAX_KEPT = 1000
@@ -53,19 +54,19 @@ class Region:
         known: paths that are protected by mounts, or are regions of their own, with their inodes; 0 for any.
         git: git directories that were there at the start; what they execute is protected inside.
         protect: look for protected names; False where the operator's ceiling names the path itself.
-        denied: a regular expression for paths that must not be made; "" for none.
+        denied: paths that must not be made, as PathPatterns takes them.
     """
 
     path: str
     known: Mapping[str, int]
     git: tuple[str, ...]
     protect: bool
-    denied: str
+    denied: tuple[str, ...]
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Region:
         """Return one from its JSON."""
-        return cls(fields["path"], fields["known"], tuple(fields["git"]), fields["protect"], fields["denied"])
+        return cls(fields["path"], fields["known"], tuple(fields["git"]), fields["protect"], tuple(fields["denied"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,13 @@ class Check:
         """Look through the directory that `top` has open for reading, and put aside what must not be there."""
         region = self.region
         git = frozenset(region.git)
-        denied = re.compile(region.denied) if region.denied else None
+        denied = PathPatterns(region.denied)
 
         def visit(found: Found) -> bool:
             if found.path in region.known:
                 self._compare(found, region.known[found.path])
                 return False
-            if denied is not None and denied.fullmatch(found.path):
+            if denied.match(found.path):
                 self._put_aside(found, RULE_DENIED)
                 return False
             if found.is_directory and is_put_aside(found):
@@ -120,11 +121,9 @@ class Check:
         if region.protect and region.path not in git and looks_like_git(top):
             self._disarm(region.path, top)
         try:
-            scan(top, region.path, visit, plain=denied is not None, max_entries=MAX_ENTRIES)
-        except TooManyEntries:
-            self._note(
-                Offence(region.path, RULE_PROTECTED, "", f"it has over {MAX_ENTRIES} entries, the rest is unchecked")
-            )
+            scan(top, region.path, visit, plain=bool(denied), max_entries=MAX_ENTRIES, seconds=MAX_SECONDS)
+        except TooMuch as error:
+            self._note(Offence(region.path, RULE_PROTECTED, "", f"{error}, the rest is unchecked"))
         except OSError as error:
             self._note(Offence(region.path, RULE_PROTECTED, "", f"it cannot be checked: {error.strerror}"))
 

@@ -31,6 +31,8 @@ _BELOW = {
     ".local": frozenset({"bin"}),
 }
 _SUFFIXES = (".code-workspace",)
+_RUNTIME_DIRECTORIES = "sandbox-runner-"
+"""What `runtime_directory.PREFIX` is: the next server does what one that it finds says is left to do."""
 _GIT_OWN = frozenset({"hooks", "config", "config.worktree", "commondir"})
 _WORKTREE_OWN = frozenset({"config.worktree", "commondir"})
 GIT_LAYOUT = ("HEAD", "objects", "refs")
@@ -51,7 +53,7 @@ def folded(name: str) -> str:
 def is_protected(name: str, parent: str = "") -> bool:
     """True for a name that is protected in any directory, or in one called `parent`."""
     name = folded(name)
-    if name == GIT or name in ANYWHERE or name.endswith(_SUFFIXES):
+    if name == GIT or name in ANYWHERE or name.endswith(_SUFFIXES) or name.startswith(_RUNTIME_DIRECTORIES):
         return True
     below = _BELOW.get(folded(parent))
     return below is not None and name in below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,8 +25,8 @@ QUARANTINED = ".sandbox-quarantined-"
 _PLAIN, _GIT, _WORKTREES, _WORKTREE = range(4)
 
 
-class TooManyEntries(Exception):
-    """The tree has more entries than may be looked at."""
+class TooMuch(Exception):
+    """The tree has more entries, or takes longer, than it may; the text is a clause that says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class _Level:
         os.close(self.descriptor)
 
 
-def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, max_entries: int) -> int:
+def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, max_entries: int, seconds: float) -> int:
     """Call `visit` with everything below a directory, parents first; where it returns False nothing below is visited.
 
     Follows no link, enters no other file system, and needs the same memory however large the tree is.
@@ -69,12 +70,13 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, ma
         visit: called with each entry.
         plain: also with files and links that have no role; much faster without.
         max_entries: how many are looked at.
+        seconds: how long it may take.
 
-    Returns how many entries there were. Raises TooManyEntries, and OSError when `top` cannot be read.
+    Returns how many entries there were. Raises TooMuch, and OSError when `top` cannot be read.
     """
     kind = _GIT if folded(os.path.basename(path)) == GIT or looks_like_git(top) else _PLAIN
     levels = [_Level(path, kind, os.dup(top))]
-    seen = 0
+    seen, deadline = 0, time.monotonic() + seconds
     try:
         while levels:
             level = levels[-1]
@@ -84,7 +86,9 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, ma
                 continue
             seen += 1
             if seen > max_entries:
-                raise TooManyEntries
+                raise TooMuch(f"it has over {max_entries} entries")
+            if time.monotonic() > deadline:
+                raise TooMuch(f"looking through it takes over {seconds:g} s")
             deeper = _look(level, entry, visit, plain=plain, too_deep=len(levels) >= MAX_DEPTH)
             if deeper is not None:
                 levels.append(deeper)
