@@ -10,8 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sandbox_adapters.runners.child.grant_check import Check, Offence, is_put_aside
 from sandbox_adapters.runners.child.grant_check import Region as Checked
@@ -32,6 +31,7 @@ from sandbox_adapters.runners.child.tree_scan import (
     scan,
 )
 from sandbox_adapters.runners.git_config import paths_of_config
+from sandbox_adapters.runners.grant_steps import access_at, steps_of
 from sandbox_adapters.runners.grants import DENY_WRITE, Access, Grants, Region, host_path
 from sandbox_core.domain.errors import PolicyRefused, PolicyViolation
 from sandbox_core.domain.policy import path_within
@@ -251,7 +251,7 @@ class _Planner:
         if len(text) > _MAX_CONFIG_BYTES:
             self._refuse(region, f"{found.path} is too long to be understood")
         for path in paths_of_config(os.fsdecode(text), folder=folder, worktree=worktree):
-            if self._access(path) is Access.WRITE:
+            if access_at(self._grants, path) is Access.WRITE:
                 self._lock_target(region, path, f"git runs or reads {path} because of {found.path}, and it")
 
     def _look_into(self, region: Region, top: int, path: str) -> None:
@@ -278,7 +278,7 @@ class _Planner:
         """Protect what a link in a protected directory leads to, as a hook that lies among a project's scripts."""
         words = os.readlink(found.name, dir_fd=found.parent)
         meant = os.path.normpath(os.path.join(os.path.dirname(found.path), words))
-        if any(self._access(path) is Access.WRITE for path in (meant, os.path.realpath(meant))):
+        if any(access_at(self._grants, path) is Access.WRITE for path in (meant, os.path.realpath(meant))):
             self._lock_target(region, meant, f"{found.path} is protected and leads to {meant}, which")
 
     def _lock_target(self, region: Region, path: str, what: str) -> None:
@@ -323,53 +323,18 @@ class _Planner:
             self._marks[path] = mark
 
     def _lay_out(self, number: int, top: str) -> None:
-        """Turn the marks in one outermost region into steps, outer paths first, and pin what leads to them."""
-        inside = {path for path in self._marks if path != top and path_within(path, top)}
-        for path in tuple(inside):
-            for parent in Path(path).parents:
-                way = str(parent)
-                if way == top:
-                    break
-                if way not in self._marks and self._access(way) is Access.WRITE:
-                    self._marks[way] = PIN
-                    inside.add(way)
-        for path in (top, *sorted(inside, key=lambda path: (path.count("/"), path))):
-            mark = self._marks[path]
-            holes = self._holes(path) if mark == HIDE else []
-            step = {
-                "kind": mark,
-                "path": path,
-                "place": f"{number}{path[len(top) :]}",
-                "top": path == top,
-                "holes": holes,
-            }
-            self._plan.steps.append(step)
-        if len(self._plan.steps) > MAX_MOUNTS:
+        if len(self._marks) <= MAX_MOUNTS:
+            self._plan.steps += steps_of(number, top, self._marks, self._directories, self._grants)
+        if max(len(self._marks), len(self._plan.steps)) > MAX_MOUNTS:
             self._refuse(self._region(top), _TOO_MANY_MOUNTS)
         below = any(region.access is Access.WRITE for region in self._grants.below(top))
         writable = below or self._marks[top] == WRITE
         self._plan.options += ["--bind" if writable else "--ro-bind", f"{{stage}}/{number}", top]
 
-    def _holes(self, path: str) -> list[list[Any]]:
-        return [
-            [region.path[len(path) + 1 :], self._directories[region.path]]
-            for region in self._grants.below(path)
-            if region.access is not Access.NONE and region.path in self._marks and self._around(region.path) == path
-        ]
-
-    def _around(self, path: str) -> str:
-        """The innermost hidden directory around a path."""
-        hidden = (other for other, mark in self._marks.items() if mark == HIDE and other != path)
-        return max((other for other in hidden if path_within(path, other)), key=len, default="")
-
-    def _access(self, path: str) -> Access:
-        around = [region for region in self._grants.regions if path_within(path, region.path)]
-        return max(around, key=lambda region: len(region.path)).access if around else Access.NONE
-
     def _region(self, path: str) -> Region:
         return next(region for region in self._grants.regions if region.path == path)
 
-    def _refuse(self, region: Region, reason: str) -> Any:
+    def _refuse(self, region: Region, reason: str) -> NoReturn:
         raise PolicyRefused([PolicyViolation(region.field, region.path, "what can be granted safely", reason)])
 
 

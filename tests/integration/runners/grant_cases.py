@@ -312,7 +312,7 @@ async def names_that_the_host_would_run_are_put_aside(runner: BubblewrapRunner, 
 async def hiding_places_do_not_help(runner: BubblewrapRunner, top: Path) -> None:
     deep = "/".join(["d"] * (MAX_DEPTH + 6))
     script = f"""cd {top}; mkdir -p shut/.git ro/.git {deep}/.git
-    mkdir {top}/many; cd {top}/many; seq 20000 | xargs touch; mkdir .git; cd ..; chmod 000 shut; chmod 555 ro many"""
+    mkdir {top}/many; cd {top}/many; seq 1000 | xargs touch; mkdir .git; cd ..; chmod 000 shut; chmod 555 ro many"""
     found = await run(runner, script, allow_write=(top,))
     assert found.exit.exit_code == 0, found.stderr
     aside = denied(found)
