@@ -27,7 +27,7 @@ async def measure() -> list[Row]:
         await call(client, "execute_code", command="true")
         for _ in range(ROUNDS):
             bare.append(_bare_speed())
-            speed, growth = await _read_all(server, client)
+            speed, growth = await read_all(server, client)
             speeds.append(speed)
             growths.append(growth)
         truncated, truncated_growth = await _truncated(server, client)
@@ -79,7 +79,7 @@ def _bare_speed() -> float:
     return PRINTED / MIB / (time.perf_counter() - begun)
 
 
-async def _read_all(server: Server, client: Client) -> tuple[float, int]:
+async def read_all(server: Server, client: Client) -> tuple[float, int]:
     forget_peak(server.pid)
     before = resident_bytes(server.pid)
     begun = time.perf_counter()
