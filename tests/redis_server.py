@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from tests.redis_container import ContainerRedis, docker_answers
+
 _START_SECONDS = 15.0
 _PAUSE_SECONDS = 0.01
 
@@ -40,7 +42,7 @@ class RedisServer:
         self.port = _free_port()
         self._options = list(options)
         self._sentinel = sentinel
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ContainerRedis | None = None
 
     @property
     def url(self) -> str:
@@ -56,7 +58,12 @@ class RedisServer:
         else:
             kept = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
             command = ["redis-server", *where, *kept, *self._options]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        if docker_answers():
+            self._process = ContainerRedis(
+                command, [self.directory, *([self._sentinel.parent] if self._sentinel else [])]
+            )
+        else:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         _until(lambda: self._answers(), f"redis-server does not answer on port {self.port}")
 
     def stop(self) -> None:
@@ -151,7 +158,7 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 def _need_redis() -> None:
-    if shutil.which("redis-server") is None:
+    if shutil.which("redis-server") is None and not docker_answers():
         pytest.skip("redis-server is missing; apt-get install redis-server")
 
 

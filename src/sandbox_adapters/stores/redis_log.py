@@ -23,7 +23,8 @@ LINE_OVERHEAD_BYTES: Final = 8 * 1024
 """What a page asks for beyond its bytes and a quarter, since lines are longer than the data in them. Asked again, it is
 four times as much: short lines make many bytes of little data."""
 
-_LARGEST_ASK_BYTES: Final = 8 << 20
+_LARGEST_ASK_BYTES: Final = 2 << 20
+"""One answer must fit the time that Redis has for it, on a slow network too."""
 _MOST_WRITERS: Final = 100_000
 _KEPT_BYTES: Final = 64 * 1024
 _MOST_ENDED: Final = 64
