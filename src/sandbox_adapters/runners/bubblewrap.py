@@ -134,8 +134,6 @@ class BubblewrapRunner:
                 directory = RuntimeDirectory.create(reachable=self._as_root, base=self._runtime_base)
                 stack.callback(directory.close)
                 etc = directory.make_etc(self._egress.etc_files())
-                self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                stack.callback(os.close, self._null)
                 self._view = SandboxView(etc, self._read_only_paths)
                 self._walls = stack.enter_context(Walls(self._controls))
                 self._layers = self._controls.layers((*LAYERS, *self._walls.layers))
@@ -279,7 +277,7 @@ class BubblewrapRunner:
             close_all(ours)
             raise
         finally:
-            close_all(descriptor for descriptor in theirs if descriptor != self._null)
+            close_all(theirs)
         return process
 
     def _open_pipes(
@@ -293,8 +291,7 @@ class BubblewrapRunner:
     ) -> None:
         """Fill both lists, also partly when it fails: theirs are as `wire.RUN` has them."""
         command = launch.command
-        null = None if command.stdin or command.interactive else self._null
-        open_pipes(theirs, ours, null=null, uid=uid)
+        open_pipes(theirs, ours, has_input=bool(command.stdin) or command.interactive, uid=uid)
         environment = {} if network is None else network.environment
         view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment, granted)
         theirs.append(memory_file("bwrap-options", self._controls.options(view)))

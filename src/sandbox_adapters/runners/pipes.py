@@ -14,27 +14,27 @@ _GROWN_PIPE_BYTES = 256 * 1024
 _F_SETPIPE_SZ = 1031
 
 
-def open_pipes(theirs: list[int], ours: list[int], *, null: int | None, uid: int) -> None:
+def open_pipes(theirs: list[int], ours: list[int], *, has_input: bool, uid: int) -> None:
     """Append a process's standard input, output and error to `theirs` and our ends to `ours`, also when it fails.
 
-    With `null` that is its input, and ours -1. With a uid (not -1) the pipes become that one's, so that a command
-    may open /dev/stdin, /dev/stdout and /dev/stderr. Raises OSError.
+    Without input that is the null device, and ours -1. With a uid (not -1) the pipes become that one's, so that a
+    command may open /dev/stdin, /dev/stdout and /dev/stderr. Raises OSError.
     """
-    if null is None:
+    if has_input:
         read, write = os.pipe2(os.O_CLOEXEC)
         theirs.append(read)
         ours.append(write)
     else:
-        theirs.append(null)
+        # Opened anew: flags and locks of one description would be shared by every execution that has it.
+        theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         ours.append(-1)
     for _ in range(2):
         read, write = os.pipe2(os.O_CLOEXEC)
         theirs.append(write)
         ours.append(read)
     if uid >= 0:
-        for descriptor in theirs:
-            if descriptor != null:
-                os.fchown(descriptor, uid, uid)
+        for descriptor in theirs if has_input else theirs[1:]:
+            os.fchown(descriptor, uid, uid)
 
 
 def memory_file(name: str, content: bytes) -> int:

@@ -144,6 +144,17 @@ async def test_killing_everybody_ends_only_its_own_sandbox(runner: BubblewrapRun
         assert (await run_command(runner, Command(shell="echo well"))).stdout == b"well\n"
 
 
+_NOTE = "import fcntl, os; old = fcntl.fcntl(0, fcntl.F_GETFL); fcntl.fcntl(0, fcntl.F_SETFL, old | os.O_APPEND); "
+
+
+async def test_an_empty_input_is_no_way_to_leave_a_note_for_the_next(anyio_backend: str) -> None:
+    """Flags belong to an open file, which executions would share if they were given the same one."""
+    async with BubblewrapRunner(spares=0) as runner:
+        note = Command(argv=("python3", "-c", _NOTE + "print(old & os.O_APPEND, oct(os.fstat(0).st_mode), end='')"))
+        found = {(await run_command(runner, note)).stdout.split()[0] for _ in range(2)}
+    assert found == {b"0"}
+
+
 def _server(token: str, *without: Control) -> tuple[subprocess.Popen[str], int]:
     server = subprocess.Popen(
         [sys.executable, "-c", _SERVER, token, ",".join(without)], stdout=subprocess.PIPE, text=True
