@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dependency_injector import containers, providers
@@ -23,6 +23,7 @@ from sandbox_adapters.secrets_file import load_secrets
 from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.admission import share_of_one
+from sandbox_core.application.remote import RemoteBack
 from sandbox_core.application.run import RunConfig
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
@@ -43,6 +44,10 @@ ISOLATING_RUNNERS = frozenset({"bubblewrap"})
 """Names of the runners that put something between the code and the server."""
 
 
+EVERY_PLACE = 100_000
+"""Places of the only principal of a fleet whose size no process knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shares:
     """How places and waiting room are shared among the principals that can exist."""
@@ -58,6 +63,8 @@ def shares_of(settings: Settings) -> Shares:
     """
     principals = max(1, len(load_auth_tokens(settings)))
     per_principal = settings.max_per_principal or share_of_one(settings.max_concurrent, principals)
+    if settings.max_per_principal is None and principals == 1 and settings.queue_url is not None:
+        per_principal = EVERY_PLACE
     return Shares(
         quota=Quota(
             per_node=settings.max_concurrent, per_principal=per_principal, per_session=settings.max_per_session
@@ -104,6 +111,13 @@ def egress_of(settings: Settings) -> Egress:
     )
 
 
+def remote_runner() -> ProcessRunner:
+    """Return what stands for the runner where nothing runs."""
+    from sandbox_adapters.runners.remote import RemoteRunner
+
+    return RemoteRunner()
+
+
 def local_runner(settings: Settings) -> ProcessRunner:
     """Return the runner that isolates nothing, and so takes no secrets: raises SettingsError."""
     from sandbox_adapters.runners.local import LocalRunner
@@ -146,6 +160,35 @@ def redis_control(connection: RedisConnection, node: NodeId, store: StateStore) 
     return RedisControlChannel(connection=connection, node=node, locate=node_in(store))
 
 
+def queue_kind(settings: Settings) -> str:
+    """Return where pending executions wait: here, here with replicas that take over, or where all workers take them."""
+    if settings.queue_url is not None:
+        return "workers"
+    return "replica" if settings.shares_state else "memory"
+
+
+def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnection:
+    """Return the way to the queue: the one to the state when it is the same server."""
+    if settings.queue_url is None or settings.queue_url == settings.redis_url:
+        return state
+    from sandbox_adapters.redis_connection import RedisConnection
+
+    return RedisConnection(replace(state.options, url=settings.queue_url, sentinels=()))
+
+
+def workers_queue(settings: Settings, shares: Shares, connection: RedisConnection) -> ExecutionQueue:
+    """Return the queue of fronts and backs in different processes."""
+    from sandbox_adapters.queues.redis import RedisQueue
+
+    return RedisQueue(
+        connection=connection,
+        max_depth=settings.max_queued,
+        max_per_principal=shares.queued_per_principal,
+        visibility_seconds=settings.lease_seconds,
+        ttl_seconds=settings.ttl_seconds,
+    )
+
+
 def redis_queue(
     local: LocalQueue, store: StateStore, connection: RedisConnection, clock: Clock, lease_seconds: float
 ) -> ExecutionQueue:
@@ -186,21 +229,26 @@ class SandboxContainer(containers.DeclarativeContainer):
         max_per_principal=shares.provided.queued_per_principal,
         clock=clock,
     )
+    queue_connection = providers.Singleton(queue_connection, settings, connection)
     queue = providers.Selector(
-        settings.provided.state,
+        providers.Callable(queue_kind, settings),
         memory=local_queue,
-        redis=providers.Singleton(redis_queue, local_queue, store, connection, clock, settings.provided.lease_seconds),
+        workers=providers.Singleton(workers_queue, settings, shares, queue_connection),
+        replica=providers.Singleton(
+            redis_queue, local_queue, store, connection, clock, settings.provided.lease_seconds
+        ),
     )
     control = providers.Selector(
         settings.provided.state,
         memory=providers.Singleton(LocalControlChannel),
         redis=providers.Singleton(redis_control, connection, node, store),
     )
-    runner = providers.Selector(
+    own_runner = providers.Selector(
         settings.provided.runner,
         bubblewrap=providers.Singleton(bubblewrap_runner, settings),
         local=providers.Singleton(local_runner, settings),
     )
+    runner = providers.Selector(settings.provided.place, here=own_runner, elsewhere=providers.Singleton(remote_runner))
 
     limits: providers.Provider[Limits] = providers.Singleton(limits_in_force, settings, runner.provided.unenforceable)
     capabilities = providers.Singleton(capabilities_of, runner, limits)
@@ -214,7 +262,7 @@ class SandboxContainer(containers.DeclarativeContainer):
         defaults=limits.provided.defaults,
         screen=runner.provided.unenforceable,
     )
-    supervisor = providers.Singleton(
+    own_supervisor = providers.Singleton(
         ExecutionSupervisor,
         store=store,
         queue=queue,
@@ -227,5 +275,17 @@ class SandboxContainer(containers.DeclarativeContainer):
             SupervisorConfig,
             lease_seconds=settings.provided.lease_seconds,
             run=providers.Singleton(RunConfig, kill_grace_seconds=settings.provided.kill_grace_seconds),
+        ),
+    )
+    supervisor = providers.Selector(
+        settings.provided.place,
+        here=own_supervisor,
+        elsewhere=providers.Singleton(
+            RemoteBack,
+            store=store,
+            queue=queue,
+            clock=clock,
+            node=node,
+            lease_seconds=settings.provided.lease_seconds,
         ),
     )

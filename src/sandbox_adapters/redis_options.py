@@ -16,6 +16,7 @@ _OTHER_LOOP = (
 
 def check_redis(settings: Settings) -> None:
     """Raise SettingsError when the state is to be in Redis and the settings cannot say where."""
+    _check_queue(settings)
     if settings.state != "redis":
         return
     from sandbox_adapters.redis_connection import RedisOptions
@@ -40,12 +41,37 @@ def check_loop(settings: Settings) -> None:
         raise SettingsError(_OTHER_LOOP) from None
 
 
+def _check_queue(settings: Settings) -> None:
+    """Raise SettingsError for a queue that the state does not fit, and for a server that nobody would work for."""
+    if settings.queue_url is not None:
+        if settings.state != "redis":
+            raise SettingsError(
+                "SANDBOX_QUEUE_URL is set, and the state is in memory, where no worker sees it: set REDIS_URL too."
+            )
+        from sandbox_adapters.redis_connection import RedisOptions
+
+        try:
+            # As above.
+            usable = bool(RedisOptions(settings.queue_url).address)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise SettingsError(_NO_URL.replace("REDIS_URL", "SANDBOX_QUEUE_URL"))
+    elif not settings.local_runner:
+        raise SettingsError(
+            "SANDBOX_LOCAL_RUNNER is false, and without SANDBOX_QUEUE_URL no worker would run anything: set it, and "
+            "start `sandbox worker` with the same."
+        )
+
+
 def redis_secrets(settings: Settings) -> list[str]:
     """Return what no log may show: the passwords for Redis and the Sentinels."""
     secrets = []
-    if settings.redis_url is not None:
+    for url in (settings.redis_url, settings.queue_url):
+        if url is None:
+            continue
         try:
-            password = urlsplit(settings.redis_url.get_secret_value()).password
+            password = urlsplit(url.get_secret_value()).password
         except ValueError:
             password = None
         if password:

@@ -17,8 +17,8 @@ from sandbox_adapters.redis_options import check_loop, check_redis
 from sandbox_adapters.results import Health, RunResult, result_of
 from sandbox_adapters.settings import Settings, unknown_variables
 from sandbox_adapters.submission import PolicyInput, input_bytes, make_submission
+from sandbox_core.application.remote import Back
 from sandbox_core.application.service import ExecutionService, Submission
-from sandbox_core.application.supervisor import ExecutionSupervisor
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError
 from sandbox_core.domain.events import OutputEvent
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, ExecutionId, Principal, parse_execution_id, parse_session_id
@@ -50,7 +50,7 @@ class Sandbox:
         *,
         settings: Settings,
         service: ExecutionService,
-        supervisor: ExecutionSupervisor,
+        supervisor: Back,
         store: StateStore,
         queue: ExecutionQueue,
         runner: ProcessRunner,
@@ -295,8 +295,10 @@ async def open_sandbox(
         container.clock.override(clock)
     failure: BaseException | None = None
     async with AsyncExitStack() as stack:
-        for provider in (container.connection, container.store, container.queue, container.control, container.runner):
-            adapter = provider()
+        adapters = [container.connection(), container.store(), container.queue(), container.control()]
+        if container.queue_connection() is not container.connection():
+            adapters.insert(0, container.queue_connection())
+        for adapter in (*adapters, container.runner()):
             if isinstance(adapter, AbstractAsyncContextManager):
                 await stack.enter_async_context(adapter)
         sandbox = _assemble(container, settings)

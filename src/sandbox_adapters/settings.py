@@ -18,6 +18,7 @@ from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_
 from sandbox_adapters.settings_egress import EgressSettings
 from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_adapters.settings_secrets import SecretSettings
+from sandbox_adapters.settings_workers import WorkerSettings
 from sandbox_core.domain.errors import CallerError, InvalidArgument
 
 PREFIX = "SANDBOX_"
@@ -53,7 +54,7 @@ class _ReadableErrors(BaseSettings):
             raise SettingsError(f"The environment cannot be read: {error}") from None
 
 
-class Settings(_ReadableErrors, SecretSettings, RedisSettings, EgressSettings):
+class Settings(_ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, EgressSettings):
     """What an operator can set. Arguments win over the environment (`SANDBOX_` and the name; `REDIS_URL` as it is).
 
     Raises SettingsError with one sentence for each field that cannot be used.

@@ -45,6 +45,8 @@ def capabilities_text(capabilities: Capabilities) -> str:
 
 def runner_words(capabilities: Capabilities) -> str:
     """Return the runner, its version, and whether it isolates."""
+    if capabilities.runner == "remote":
+        return "remote: workers run the commands, and the isolation of each execution says what was applied"
     isolates = "isolates" if capabilities.isolated else "isolates nothing"
     return f"{capabilities.runner} {capabilities.runner_version}".strip() + f" {isolates}"
 

@@ -8,12 +8,14 @@ import pytest
 from dependency_injector import providers
 
 from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.settings import Settings
+from sandbox_core.application.remote import RemoteBack
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor
 from sandbox_core.testing.scripted_runner import ScriptedRunner
 
-SELECTORS = {"state": ("connection", "store", "control"), "runner": ("runner",)}
+SELECTORS = {"state": ("connection", "store", "control"), "runner": ("own_runner",)}
 CHOICES = {name: get_args(Settings.model_fields[name].annotation) for name in SELECTORS}
 ALSO_NEEDED = {"redis": {"redis_url": "redis://localhost:1"}, "memory": {}}
 CONFIGURATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
@@ -53,6 +55,34 @@ def test_every_choice_of_a_setting_has_an_adapter_and_no_adapter_is_out_of_reach
         selector = container.providers[name]
         assert isinstance(selector, providers.Selector)
         assert set(selector.providers) == set(CHOICES[setting]), name
+
+
+WORKERS = {"redis_url": "redis://localhost:1", "queue_url": "redis://localhost:1"}
+
+
+def test_a_server_with_a_shared_queue_runs_what_it_takes_unless_it_is_told_not_to() -> None:
+    mixed = SandboxContainer(settings=Settings.model_validate(WORKERS))
+    front = SandboxContainer(settings=Settings.model_validate(WORKERS | {"local_runner": False}))
+    mixed.runner.override(ScriptedRunner())
+    assert isinstance(mixed.queue(), RedisQueue)
+    assert isinstance(mixed.supervisor(), ExecutionSupervisor)
+    assert isinstance(front.supervisor(), RemoteBack)
+    assert (front.runner().name, front.capabilities().isolated) == ("remote", False)
+    assert front.service() is not None
+
+
+def test_a_queue_on_the_server_of_the_state_uses_its_connection_and_another_one_has_its_own() -> None:
+    same = SandboxContainer(settings=Settings.model_validate(WORKERS))
+    other = SandboxContainer(settings=Settings.model_validate(WORKERS | {"queue_url": "redis://localhost:2"}))
+    assert same.queue_connection() is same.connection()
+    assert other.queue_connection() is not other.connection()
+    assert other.queue_connection().address == "localhost:2, database 0"
+
+
+def test_the_only_principal_of_a_fleet_may_use_all_of_it() -> None:
+    one = SandboxContainer(settings=Settings.model_validate(WORKERS))
+    assert one.shares().quota.per_principal > 1000
+    assert one.shares().quota.per_node == 10
 
 
 def test_settings_reach_the_adapters(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from sandbox_adapters.redis_options import check_redis, redis_secrets
 from sandbox_adapters.settings import (
@@ -186,3 +186,29 @@ def test_another_address_needs_a_token_or_the_operator_s_word(host: str) -> None
         check_exposure(Settings(host=host))
     check_exposure(Settings.model_validate({"host": host, "auth_token": "abc"}))
     check_exposure(Settings(host=host, allow_unauthenticated=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"queue_url": "redis://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
+        ({"local_runner": False}, "SANDBOX_LOCAL_RUNNER is false, and without SANDBOX_QUEUE_URL"),
+        ({"local_runner": False, "redis_url": "redis://localhost"}, "without SANDBOX_QUEUE_URL"),
+        ({"redis_url": "redis://localhost", "queue_url": "redis://localhost:x"}, "SANDBOX_QUEUE_URL is not a Redis"),
+    ],
+)
+def test_a_queue_that_cannot_work_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        check_redis(Settings.model_validate(given))
+
+
+@pytest.mark.parametrize("url", ["amqp://guest@localhost", "nats://localhost", "localhost:6379", "http://["])
+def test_another_engine_for_the_queue_is_refused_without_showing_the_url(url: str) -> None:
+    with pytest.raises(SettingsError, match="SANDBOX_QUEUE_URL: must begin with redis://") as caught:
+        Settings(queue_url=SecretStr(url), redis_url=SecretStr("redis://localhost"))
+    assert url not in str(caught.value)
+
+
+def test_the_password_of_the_queue_is_a_secret() -> None:
+    settings = Settings(redis_url=SecretStr("redis://localhost"), queue_url=SecretStr("redis://:p%40ss@localhost"))
+    assert redis_secrets(settings) == ["p%40ss", "p@ss"]

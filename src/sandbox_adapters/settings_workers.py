@@ -1,0 +1,63 @@
+"""WorkerSettings: the part of Settings that puts fronts and backs into different processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings
+
+_SCHEMES = ("redis", "rediss", "unix")
+
+
+class WorkerSettings(BaseSettings):
+    """Read by `sandbox worker` and by servers with a queue that workers share. A base of Settings; not for use alone.
+
+    Arguments of fields that need other fields are checked by `redis_options.check_redis`.
+    """
+
+    queue_url: SecretStr | None = Field(
+        default=None,
+        description="Queue that servers and workers share: `redis://`, `rediss://` or `unix://`, mostly the same as "
+        "REDIS_URL, which must be set too. Unset: each server runs what it accepts.",
+    )
+    local_runner: bool = Field(
+        default=True,
+        description="`false`: this server runs nothing itself, needs no isolation rights, and leaves everything to "
+        "the workers of SANDBOX_QUEUE_URL.",
+    )
+    worker_host: str = Field(
+        default="127.0.0.1",
+        description="Address of a worker's /health, which tells counts and takes no token.",
+    )
+    worker_port: int = Field(
+        default=8081,
+        ge=0,
+        le=65535,
+        description="Port of a worker's /health; 0 takes a free one.",
+    )
+
+    @field_validator("queue_url", mode="before")
+    @classmethod
+    def _no_text_is_no_queue(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("queue_url")
+    @classmethod
+    def _known_engine(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and _scheme(value.get_secret_value()) not in _SCHEMES:
+            raise ValueError("must begin with redis://, rediss:// or unix://; there is no other queue yet")
+        return value
+
+    @property
+    def place(self) -> Literal["here", "elsewhere"]:
+        """Where executions run."""
+        return "here" if self.local_runner else "elsewhere"
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
