@@ -226,13 +226,38 @@ async def test_a_draining_replica_takes_no_connection_and_what_it_runs_is_fed_th
                 started = await call(doomed, "execute_code_async", command="cat", interactive=True)
             execution_id = started["execution_id"]
             await until(lambda: draining.running() == 1, "it runs")
-            draining.process.send_signal(signal.SIGTERM)
-            await until(lambda: refuses_connections(draining), "it takes no connection any more")
+            with httpx2.Client(base_url=f"http://127.0.0.1:{draining.port}", timeout=PATIENCE_SECONDS) as kept:
+                assert "connection" not in kept.get("/health").headers
+                draining.process.send_signal(signal.SIGTERM)
+                await until(lambda: refuses_connections(draining), "it takes no connection any more")
+                last = kept.get("/health")
+                assert (last.status_code, last.headers["connection"]) == (503, "close")
             assert draining.process.poll() is None
             await call(client, "send_stdin", execution_id=execution_id, input_data="still here\n", end=True)
             said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
             assert (said["status"], said["stdout"]) == ("completed", "still here\n")
             assert await anyio.to_thread.run_sync(draining.process.wait, PATIENCE_SECONDS) == 0
+
+
+async def test_a_long_poll_at_a_replica_that_ends_is_answered(own_redis: RedisServer, tmp_path: Path) -> None:
+    with replicas(own_redis, tmp_path, 2) as (ending, other):
+        async with connected(other.url) as client, connected(ending.url) as doomed:
+            execution_id = (await call(client, "execute_code_async", command="cat", interactive=True))["execution_id"]
+            answers: list[dict[str, Any]] = []
+            # Else the client lists them after its first result, by a connection that nobody takes any more.
+            await doomed.list_tools()
+
+            async def wait() -> None:
+                arguments = {"execution_id": execution_id, "wait": True, "wait_seconds": 60}
+                answers.append(await call(doomed, "get_execution_output", **arguments))
+
+            with anyio.fail_after(PATIENCE_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    await until(lambda: own_redis.ask("PUBSUB", "NUMSUB", f"wake:{execution_id}")[1], "it waits")
+                    ending.process.send_signal(signal.SIGTERM)
+            assert answers[0]["status"] == "running"
+            await call(client, "cancel_execution", execution_id=execution_id, force=True)
 
 
 def refuses_connections(replica: Replica) -> bool:
