@@ -9,6 +9,9 @@ from typing import Final
 from sandbox_adapters.redis_connection import LuaScript
 from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE, WAITING_MS
 
+WANTED_MS: Final = 12_000
+"""How long releases are told after a place was refused: over twice the time after which who waits asks again."""
+
 _CREATE: Final = """
 local id, document, nonce = ARGV[4], ARGV[5], ARGV[10]
 local m = {id = id, st = 'pending', seq = 0, p = ARGV[6], s = ARGV[7], g = ARGV[8], k = ARGV[9]}
@@ -142,7 +145,11 @@ local count = (#ARGV - 5) / 2
 for i = 1, count do redis.call('ZREMRANGEBYSCORE', ARGV[4 + 2 * i], '-inf', at) end
 if not redis.call('ZSCORE', ARGV[6], member) then
   for i = 1, count do
-    if redis.call('ZCARD', ARGV[4 + 2 * i]) >= tonumber(ARGV[5 + 2 * i]) then return i end
+    if redis.call('ZCARD', ARGV[4 + 2 * i]) >= tonumber(ARGV[5 + 2 * i]) then
+      -- A node knows of its own places; of those that others hold it wants to hear.
+      if i > 1 then redis.pcall('SET', ns .. 'places:wanted', 1, 'PX', WANTED_MS) end
+      return i
+    end
   end
 end
 for i = 1, count do
@@ -150,12 +157,14 @@ for i = 1, count do
   keep(ARGV[4 + 2 * i], lease_ms + ttl)
 end
 return 0
-"""
+""".replace("WANTED_MS", str(WANTED_MS))
 
 _RELEASE: Final = """
 local freed = 0
 for i = 5, #ARGV do freed = freed + redis.call('ZREM', ARGV[i], ARGV[4]) end
-if freed > 0 then redis.call('PUBLISH', ns .. 'wake:places', '') end
+if freed > 0 and redis.call('EXISTS', ns .. 'places:wanted') == 1 then
+  redis.call('PUBLISH', ns .. 'wake:places', '')
+end
 return 0
 """
 
