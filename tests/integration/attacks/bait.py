@@ -95,7 +95,9 @@ def files_of_root() -> Iterator[str | None]:
 def _listeners(folder: Path, token: str) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         tcp4 = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        tcp6 = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
+        # A machine may have no IPv6; then IPv4 alone is to be found.
+        family, address = (socket.AF_INET6, "::1") if _has_ipv6() else (socket.AF_INET, "127.0.0.1")
+        tcp6 = stack.enter_context(socket.create_server((address, 0), family=family))
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         udp.bind(("127.0.0.1", 0))
         abstract, named = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
@@ -132,6 +134,14 @@ def _listeners(folder: Path, token: str) -> Iterator[dict[str, Any]]:
         finally:
             os.close(stop_write)
             thread.join()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Case:
         cgroup: without a cgroup that bounds memory nothing here holds it.
         roots: it is after something that only root can have prepared.
         machine: not every kernel or machine has what it is after; without any sandbox it then gets nowhere either.
+        tracing: a kernel where only descendants may be traced (Yama) holds it as well.
     """
 
     attack: str
@@ -50,6 +51,7 @@ class Case:
     cgroup: bool = False
     roots: bool = False
     machine: bool = False
+    tracing: bool = False
 
     def sets(self, *, root: bool) -> tuple[frozenset[Control], ...]:
         """Return the sets of controls to take away for one kind of server."""
@@ -96,7 +98,7 @@ CASES: tuple[Case, ...] = (
     _filtered("mount_by_descriptor"),
     _filtered("setns"),
     _filtered("clone3"),
-    _filtered("io_uring"),
+    _filtered("io_uring", machine=True),
     _filtered("unlisted_call"),
     _filtered("trace"),
     _filtered("foreign_memory"),
@@ -117,7 +119,9 @@ CASES: tuple[Case, ...] = (
         "the kernel makes no device for a user namespace, and such a server has no other way",
     ),
     Case("program_of_pid_1", "privilege", "pid 1 hidden", _off(_C.HIDDEN_PID_1)),
-    Case("memory_of_pid_1", "privilege", "pid 1 hidden, read-only /proc", _off(_C.HIDDEN_PID_1, _C.READ_ONLY_PROC)),
+    Case("memory_of_pid_1", "privilege", "pid 1 hidden, read-only /proc", _off(_C.HIDDEN_PID_1, _C.READ_ONLY_PROC),
+        tracing=True,
+    ),
     Case(
         "signal_to_the_host", "privilege", "pid namespace, Landlock scope, a kernel uid of its own",
         _off(_C.PID, _C.LANDLOCK_SCOPES, _C.UNIQUE_UID), _off(_C.PID, _C.LANDLOCK_SCOPES),

@@ -6,6 +6,8 @@ walls hold is also tried with any one of them gone, and is still blocked.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sandbox_adapters.runners.bubblewrap import LAYERS
@@ -32,6 +34,13 @@ def _skip_without_cgroup(server: Server) -> None:
         pytest.skip(reason if server.root else "does not apply: this user's server has no cgroup of its own")
 
 
+def _yama() -> bool:
+    try:
+        return Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() != "0"
+    except FileNotFoundError:
+        return False
+
+
 def _skip_without_root(server: Server) -> None:
     if not server.roots:
         pytest.skip("does not apply: only root can prepare what it is after")
@@ -56,6 +65,8 @@ def test_it_gets_through_without_its_control(server: Server, case: Case) -> None
         pytest.skip(f"does not apply: {case.why_not}")
     if case.machine and not server.verdict(off(case, [BARE]), case.attack)[0]:
         pytest.skip("does not apply: this machine has nothing of the kind, without any sandbox either")
+    if case.tracing and _yama():
+        pytest.skip("does not apply: this kernel lets nobody but descendants be traced")
     sets = gone(case, root=server.root)
     assert sets
     for without in sets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import signal
 import stat
 import subprocess  # noqa: TID251 - the attacker may
 
@@ -110,11 +111,15 @@ def trace(bait: Bait) -> str:
 
 @attack
 def foreign_memory(bait: Bait) -> str:
+    """Of a child, which a kernel that protects all others allows too."""
     secret = ctypes.create_string_buffer(b"secret")
+    child = os.fork()
+    if child == 0:
+        signal.pause()
     copy = ctypes.create_string_buffer(6)
     local = (ctypes.c_size_t * 2)(ctypes.addressof(copy), 6)
     remote = (ctypes.c_size_t * 2)(ctypes.addressof(secret), 6)
-    syscall(bait["numbers"]["process_vm_readv"], os.getppid(), local, 1, remote, 1, 0)
+    syscall(bait["numbers"]["process_vm_readv"], child, local, 1, remote, 1, 0)
     return f"read {copy.raw!r} from another process"
 
 
