@@ -1,4 +1,4 @@
-"""The command line: `sandbox serve`, `run`, `doctor`, `version`, and `srt-mcp-server`.
+"""The command line: `sandbox serve`, `worker`, `run`, `doctor`, `version`, and `srt-mcp-server`.
 
 What a command needs is imported when it runs, so that `sandbox run` never waits for a server's libraries.
 """
@@ -78,6 +78,13 @@ def serve(
     runner: Annotated[
         RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
     ] = None,
+    local_runner: Annotated[
+        bool | None,
+        typer.Option(
+            "--local-runner/--no-local-runner",
+            help="Run executions here, or leave all to the workers of SANDBOX_QUEUE_URL. [SANDBOX_LOCAL_RUNNER, true]",
+        ),
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Host header to accept; may be repeated. [SANDBOX_ALLOWED_HOSTS]")
     ] = None,
@@ -104,6 +111,7 @@ def serve(
         "max_queued": max_queued,
         "timeout": timeout,
         "runner": None if runner is None else runner.value,
+        "local_runner": local_runner,
         "allowed_hosts": allowed_host,
         "allowed_origins": allowed_origin,
         "log_file": log_file,
@@ -112,6 +120,33 @@ def serve(
     }
     flags = {name: value for name, value in given.items() if value not in (None, [])}
     raise typer.Exit(run_server(transport.value, flags))
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int | None, typer.Option(help="Executions at once. [SANDBOX_MAX_CONCURRENT, 10]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of /health on loopback; 0 takes a free one. [SANDBOX_WORKER_PORT, 8081]")
+    ] = None,
+    runner: Annotated[
+        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
+    ] = None,
+    log_file: Annotated[
+        str | None, typer.Option(help='Log file; "" for none. [SANDBOX_LOG_FILE, sandbox_server.log]')
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="Least level that is logged. [SANDBOX_LOG_LEVEL, INFO]")] = None,
+) -> None:
+    """Run what servers put into the queue at SANDBOX_QUEUE_URL. SIGTERM drains; a second one hurries."""
+    from sandbox_mcp.cli_serve import run_worker
+
+    given: dict[str, Any] = {
+        "max_concurrent": concurrency,
+        "worker_port": port,
+        "runner": None if runner is None else runner.value,
+        "log_file": log_file,
+        "log_level": log_level,
+    }
+    raise typer.Exit(run_worker({name: value for name, value in given.items() if value is not None}))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

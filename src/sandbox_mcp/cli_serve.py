@@ -1,8 +1,8 @@
-"""`sandbox serve`: settings from flags and environment, logging, then the server."""
+"""`sandbox serve` and `sandbox worker`: settings from flags and environment, logging, then the server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sandbox_adapters.auth_tokens import load_auth_tokens
@@ -21,22 +21,38 @@ def run_server(transport: str, flags: Mapping[str, Any]) -> int:
     """
     settings = Settings(**flags)
     check_redis(settings)
-    tokens = load_auth_tokens(settings)
     if transport == "http":
         check_exposure(settings)
+    _configure_logging(settings)
+    from sandbox_mcp.serve import serve_http, serve_stdio
+
+    return _exit_code_of(serve_http if transport == "http" else serve_stdio, settings)
+
+
+def run_worker(flags: Mapping[str, Any]) -> int:
+    """Work until told to stop; return and raise as `run_server` does."""
+    settings = Settings(**flags)
+    check_redis(settings)
+    from sandbox_mcp.worker import check_worker, work
+
+    check_worker(settings)
+    _configure_logging(settings)
+    return _exit_code_of(work, settings)
+
+
+def _configure_logging(settings: Settings) -> None:
+    tokens = load_auth_tokens(settings)
     configure_logging(
         level=settings.log_level,
         log_file=settings.log_file,
         log_file_required="log_file" in settings.model_fields_set,
         secrets=[*(token.get_secret_value() for token in tokens.values()), *redis_secrets(settings)],
     )
-    from sandbox_mcp.serve import serve_http, serve_stdio
 
+
+def _exit_code_of(serve: Callable[[Settings], None], settings: Settings) -> int:
     try:
-        if transport == "http":
-            serve_http(settings)
-        else:
-            serve_stdio(settings)
+        serve(settings)
     except InfrastructureError as error:
         get_logger(__name__).error("The server cannot work", code=error.code, problem=str(error))
         return EXIT_FAILED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Final
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -14,13 +13,13 @@ from sandbox_adapters.sandbox import Sandbox
 from sandbox_adapters.settings import Settings
 from sandbox_core.domain.ids import Principal
 from sandbox_mcp.auth import RequireToken, TokenTable
+from sandbox_mcp.health import HEALTH_PATH, answer_health
 from sandbox_mcp.http_body import BoundBody
-from sandbox_mcp.http_errors import answer_json, refuse
+from sandbox_mcp.http_errors import refuse
 from sandbox_mcp.http_exchange import InFlight, TrackExchanges
 from sandbox_mcp.http_names import AllowedNames, CheckNames
 
 MCP_PATH: Final = "/mcp"
-HEALTH_PATH: Final = "/health"
 
 
 class SandboxHttpApp:
@@ -63,22 +62,13 @@ class SandboxHttpApp:
             send = _last_answer(send)
         path = scope["path"]
         if path == HEALTH_PATH:
-            await self._health(scope, send)
+            await answer_health(self._sandbox, scope, send)
         elif self.closing:
             await refuse(send, 503, "server_draining", "The server is shutting down.", close=True)
         elif path in {MCP_PATH, MCP_PATH + "/"}:
             await self._mcp(scope, receive, send)
         else:
             await refuse(send, 404, "not_found", f"There is only {MCP_PATH} and {HEALTH_PATH}.", close=True)
-
-    async def _health(self, scope: Scope, send: Send) -> None:
-        if scope["method"] not in {"GET", "HEAD"}:
-            await refuse(send, 405, "method_not_allowed", "Use GET.", headers=[(b"allow", b"GET, HEAD")], close=True)
-            return
-        health = await self._sandbox.health()
-        await answer_json(
-            send, 200 if health.status == "ok" else 503, asdict(health), headers=[(b"cache-control", b"no-store")]
-        )
 
 
 def _last_answer(send: Send) -> Send:

@@ -1,0 +1,40 @@
+"""`/health`: counts and a status, for balancers and probes; no token, no names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from sandbox_adapters.sandbox import Sandbox
+from sandbox_mcp.http_errors import answer_json, refuse
+
+HEALTH_PATH: Final = "/health"
+
+
+async def answer_health(sandbox: Sandbox, scope: Scope, send: Send) -> None:
+    """Answer how the sandbox is: 200 when it takes work, else 503."""
+    if scope["method"] not in {"GET", "HEAD"}:
+        await refuse(send, 405, "method_not_allowed", "Use GET.", headers=[(b"allow", b"GET, HEAD")], close=True)
+        return
+    health = await sandbox.health()
+    await answer_json(
+        send, 200 if health.status == "ok" else 503, asdict(health), headers=[(b"cache-control", b"no-store")]
+    )
+
+
+class HealthApp:
+    """The ASGI application of a worker: `/health`, and nothing else."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] == HEALTH_PATH:
+            await answer_health(self._sandbox, scope, send)
+        else:
+            await refuse(send, 404, "not_found", f"There is only {HEALTH_PATH}.", close=True)

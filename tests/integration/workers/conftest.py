@@ -1,0 +1,23 @@
+"""Fixtures: two servers and two workers that tests share which leave them as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.replicas.harness import need
+from tests.integration.workers.harness import Fleet, fleet
+from tests.redis_server import running_redis
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    need("redis-server")
+    with running_redis() as redis, fleet(redis, tmp_path_factory.mktemp("fleet")) as started:
+        yield started
