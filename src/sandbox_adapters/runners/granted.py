@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import anyio
 from anyio import to_thread
 
 from sandbox_adapters.runners.child import grant_check
 from sandbox_adapters.runners.child.grant_check import Offence
+from sandbox_adapters.runners.grant_neighbours import Neighbours
 from sandbox_adapters.runners.grant_plan import Plan, make_plan
 from sandbox_adapters.runners.grants import PRIVATE, Access, Grants, grant_violations, on_host, resolve_grants
 from sandbox_core.domain.denial import Denial, DenialKind, bounded
@@ -49,6 +51,7 @@ class Granter:
     ) -> None:
         self._layers = tuple(layers)
         self._limiter: anyio.CapacityLimiter | None = None
+        self._neighbours = Neighbours()
         self._taken = tuple(readable)
         self._visible = tuple(path for path in readable if path not in (*_OWN, *PRIVATE))
         self._operator = operator
@@ -82,25 +85,44 @@ class Granter:
         # Not abandoned when it is cancelled: nobody else would close what it opens.
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(_AT_ONCE)
-        plan = await to_thread.run_sync(make_plan, grants, limiter=self._limiter)
+        presence = self._neighbours.arrive()
+        leave = partial(self._neighbours.leave, presence)
         try:
-            return Granted(grants, plan, directory, self._layers, self._limiter)
+            plan = await to_thread.run_sync(make_plan, grants, limiter=self._limiter)
+        except BaseException:
+            leave()
+            raise
+        named = {region.path for region in grants.regions}
+        plan.checked[:] = self._neighbours.settle(presence, plan.checked, named)
+        try:
+            return Granted(grants, plan, directory, self._layers, self._limiter, leave)
         except OSError as error:
+            leave()
             plan.close()
             raise LaunchFailed(f"The grants could not be written down: {error.strerror}. Try again later.") from error
 
 
 class Granted:
-    """The grants of one execution. `judged` once it has ended, and `finish` in any case."""
+    """The grants of one execution. `judged` once it has ended, and `finish` in any case.
+
+    `leave` is called when what it left behind is put aside, or nothing of it ran.
+    """
 
     def __init__(
-        self, grants: Grants, plan: Plan, directory: str, layers: Sequence[str], limiter: anyio.CapacityLimiter
+        self,
+        grants: Grants,
+        plan: Plan,
+        directory: str,
+        layers: Sequence[str],
+        limiter: anyio.CapacityLimiter,
+        leave: Callable[[], None],
     ) -> None:
         stage = os.path.join(directory, _STAGE)
         os.makedirs(stage, exist_ok=True)
         os.chmod(stage, 0o711)  # noqa: S103 - the sandbox's user finds its mounts in it
         self._plan = plan
         self._limiter = limiter
+        self._leave = leave
         self._layers = tuple(layers)
         self._directory, self._name = directory, secrets.token_hex(8)
         self._lock = anyio.Lock()
@@ -129,6 +151,7 @@ class Granted:
                 with anyio.CancelScope(shield=True):
                     offences, omitted = await to_thread.run_sync(self._plan.check, limiter=self._limiter)
                     grant_check.forget(self._directory, self._name)
+                self._leave()
                 for offence in offences:
                     if offence.problem:
                         _log.error("%r was left by an execution and stays: %s", offence.path, offence.problem)
@@ -151,6 +174,7 @@ class Granted:
     def abandon(self) -> None:
         """Let go of everything: nothing was started."""
         grant_check.forget(self._directory, self._name)
+        self._leave()
         self._plan.close()
 
 
