@@ -176,17 +176,26 @@ def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnect
     return RedisConnection(replace(state.options, url=settings.queue_url, sentinels=()))
 
 
-def workers_queue(settings: Settings, shares: Shares, connection: RedisConnection) -> ExecutionQueue:
+def workers_queue(
+    settings: Settings,
+    shares: Shares,
+    connection: RedisConnection,
+    store: StateStore,
+    state: RedisConnection,
+    clock: Clock,
+) -> ExecutionQueue:
     """Return the queue of fronts and backs in different processes."""
+    from sandbox_adapters.queues.adopting import AdoptingQueue
     from sandbox_adapters.queues.redis import RedisQueue
 
-    return RedisQueue(
+    queue = RedisQueue(
         connection=connection,
         max_depth=settings.max_queued,
         max_per_principal=shares.queued_per_principal,
         visibility_seconds=settings.lease_seconds,
         ttl_seconds=settings.ttl_seconds,
     )
+    return AdoptingQueue(queue=queue, store=store, state=state, clock=clock, lease_seconds=settings.lease_seconds)
 
 
 def redis_queue(
@@ -233,7 +242,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     queue = providers.Selector(
         providers.Callable(queue_kind, settings),
         memory=local_queue,
-        workers=providers.Singleton(workers_queue, settings, shares, queue_connection),
+        workers=providers.Singleton(workers_queue, settings, shares, queue_connection, store, connection, clock),
         replica=providers.Singleton(
             redis_queue, local_queue, store, connection, clock, settings.provided.lease_seconds
         ),

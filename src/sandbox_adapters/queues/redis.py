@@ -1,6 +1,6 @@
 """RedisQueue: pending executions between fronts and backs in many processes. See redis_scripts for what is kept where.
 
-Why lists and scripts and not a stream with a consumer group: docs/adr/0009-queue-of-lists-in-redis.md.
+Why lists and scripts and not a stream with a consumer group: docs/adr/0011-queue-of-lists-in-redis.md.
 """
 
 from __future__ import annotations
@@ -171,6 +171,11 @@ class RedisQueue:
     async def depth(self) -> int:
         """Return how many items wait, over all processes."""
         return int(await self._connection.command("HLEN", f"{self._connection.namespace}queue:items"))
+
+    async def waiting(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of these ids that wait here."""
+        found = await self._connection.command("HMGET", f"{self._connection.namespace}queue:items", *ids)
+        return {raw for raw, value in zip(ids, found, strict=True) if value is not None}
 
     async def _choose(self, question: str) -> tuple[QueueItem, str] | None:
         """Mark the next item as asked about. Whole even when cancelled: then the question is withdrawn by `take`."""

@@ -47,7 +47,7 @@ return missing
 """
 )
 
-_ADOPT: Final = LuaScript(
+ADOPT: Final = LuaScript(
     _NOW
     + """
 -- KEYS: waiting. ARGV: for how many ms, most. One caller gets each.
@@ -148,16 +148,16 @@ class SharedQueue:
         most = min(self._local.room, AT_ONCE)
         if self._closed or most < 1:
             return
-        for raw in await self._connection.run(_ADOPT, [self._waiting_key], [life, most]):
+        for raw in await self._connection.run(ADOPT, [self._waiting_key], [life, most]):
             await self._adopt(ExecutionId(raw.decode(errors="replace")))
 
     async def _forget(self, execution_id: ExecutionId) -> None:
         """Give the room back of what was cancelled through another replica."""
-        if await self._item(execution_id) is None:
+        if await pending_item(self._store, execution_id) is None:
             await self._local.remove(execution_id)
 
     async def _adopt(self, execution_id: ExecutionId) -> None:
-        item = await self._item(execution_id)
+        item = await pending_item(self._store, execution_id)
         if item is None:
             await self._connection.command("ZREM", self._waiting_key, execution_id)
             return
@@ -168,21 +168,6 @@ class SharedQueue:
         else:
             _log.info("%s waits here now: nobody else kept it", execution_id)
 
-    async def _item(self, execution_id: ExecutionId) -> QueueItem | None:
-        try:
-            execution = await self._store.load(execution_id)
-        except (ExecutionNotFound, StoredDataCorrupt) as error:
-            _log.info("%s waits no more: %s", execution_id, error)
-            return None
-        if execution.status is not ExecutionStatus.PENDING:
-            return None
-        return QueueItem(
-            execution_id=execution_id,
-            principal=execution.principal,
-            session_id=execution.session_id,
-            queued_at=execution.created_at,
-        )
-
     async def _offer(self, ids: Sequence[ExecutionId]) -> None:
         if not ids:
             return
@@ -190,3 +175,20 @@ class SharedQueue:
             await self._connection.run(_VOUCH, [self._waiting_key], [0, *ids])
         except InfrastructureError as error:
             _log.warning("what waited here is taken over only after a lease: %s", error)
+
+
+async def pending_item(store: StateStore, execution_id: ExecutionId) -> QueueItem | None:
+    """Return what would be queued of a pending execution; None when it waits no more."""
+    try:
+        execution = await store.load(execution_id)
+    except (ExecutionNotFound, StoredDataCorrupt) as error:
+        _log.warning("%s waits no more: %s", execution_id, error)
+        return None
+    if execution.status is not ExecutionStatus.PENDING:
+        return None
+    return QueueItem(
+        execution_id=execution_id,
+        principal=execution.principal,
+        session_id=execution.session_id,
+        queued_at=execution.created_at,
+    )

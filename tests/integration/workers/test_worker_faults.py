@@ -100,6 +100,18 @@ async def test_what_ran_in_a_killed_worker_is_lost_and_what_waited_is_run(
                 check_log(await whole_log(client, execution_id))
 
 
+async def test_what_a_server_stored_and_never_queued_is_run(own_redis: RedisServer, tmp_path: Path) -> None:
+    with fleet(own_redis, tmp_path, servers=1, workers=0) as mine:
+        async with connected(mine.servers[0].url) as client:
+            started = await call(client, "execute_code_async", command="echo found")
+            for key in own_redis.ask("KEYS", "queue:*"):
+                own_redis.ask("DEL", key)
+            own_redis.ask("ZADD", "waiting", 1, started["execution_id"])
+            mine.add_worker()
+            said = await end_of(client, started["execution_id"])
+            assert (said["status"], said["stdout"]) == ("completed", "found\n")
+
+
 async def test_executions_outlive_every_server(own_redis: RedisServer, tmp_path: Path) -> None:
     lines = 60
     with fleet(own_redis, tmp_path, concurrency=2) as mine:

@@ -8,7 +8,7 @@ import pytest
 from dependency_injector import providers
 
 from sandbox_adapters.container import SandboxContainer
-from sandbox_adapters.queues.redis import RedisQueue
+from sandbox_adapters.queues.adopting import AdoptingQueue
 from sandbox_adapters.settings import Settings
 from sandbox_core.application.remote import RemoteBack
 from sandbox_core.application.service import ExecutionService
@@ -64,7 +64,7 @@ def test_a_server_with_a_shared_queue_runs_what_it_takes_unless_it_is_told_not_t
     mixed = SandboxContainer(settings=Settings.model_validate(WORKERS))
     front = SandboxContainer(settings=Settings.model_validate(WORKERS | {"local_runner": False}))
     mixed.runner.override(ScriptedRunner())
-    assert isinstance(mixed.queue(), RedisQueue)
+    assert isinstance(mixed.queue(), AdoptingQueue)
     assert isinstance(mixed.supervisor(), ExecutionSupervisor)
     assert isinstance(front.supervisor(), RemoteBack)
     assert (front.runner().name, front.capabilities().isolated) == ("remote", False)

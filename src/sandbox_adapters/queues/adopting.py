@@ -1,0 +1,97 @@
+"""AdoptingQueue: a RedisQueue, and what was stored as pending by a server that died before it queued it."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from sandbox_adapters.queues.redis import RedisQueue
+from sandbox_adapters.queues.shared import ADOPT, AT_ONCE, pending_item
+from sandbox_adapters.redis_connection import RedisConnection
+from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull
+from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.store import StateStore
+
+_log = logging.getLogger("sandbox_adapters.queue")
+
+LOOKED_AT_MS: Final = 60_000
+"""Each pending execution is looked at so often, by one of all processes, while it waits in the queue."""
+
+
+class AdoptingQueue:
+    """ExecutionQueue. Satisfies `ExecutionQueue` while its context lasts; asyncio only. All else as RedisQueue.
+
+    RedisStateStore notes each pending execution with a time until which nobody needs to care for it. Every third of a
+    lease this asks for those whose time is over, and queues what the queue does not have: it never started anywhere,
+    and the claim starts it at most once. Without any, that is one script each time.
+
+    Args:
+        queue: entered and left with this.
+        store: where pending executions are read.
+        state: the connection of the store, entered before this and left after it.
+        clock: for the rounds.
+        lease_seconds: see above.
+    """
+
+    def __init__(
+        self, *, queue: RedisQueue, store: StateStore, state: RedisConnection, clock: Clock, lease_seconds: float
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._state = state
+        self._clock = clock
+        self._every = lease_seconds / 3
+        self._tasks: TaskGroup | None = None
+        self.put = queue.put
+        self.take = queue.take
+        self.done = queue.done
+        self.give_back = queue.give_back
+        self.remove = queue.remove
+        self.recheck = queue.recheck
+        self.close = queue.close
+        self.depth = queue.depth
+
+    async def __aenter__(self) -> Self:
+        await self._queue.__aenter__()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._work)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+        await self._queue.__aexit__(kind, error, trace)
+
+    async def _work(self) -> None:
+        due = self._clock.monotonic()
+        while True:
+            try:
+                await self._adopt()
+            except (InfrastructureError, ServerFull, ServerDraining) as error:
+                _log.warning("what no server has queued could not be queued: %s", error)
+            due = max(due, self._clock.monotonic()) + self._every
+            await self._clock.sleep_until(due)
+
+    async def _adopt(self) -> None:
+        key = f"{self._state.namespace}waiting"
+        found = await self._state.run(ADOPT, [key], [LOOKED_AT_MS, AT_ONCE])
+        known = await self._queue.waiting(found) if found else set()
+        for raw in found:
+            if raw in known:
+                continue
+            execution_id = ExecutionId(raw.decode(errors="replace"))
+            item = await pending_item(self._store, execution_id)
+            if item is None:
+                await self._state.command("ZREM", key, execution_id)
+                continue
+            await self._queue.put(item)
+            _log.info("%s is queued now: its server had not come to it", execution_id)
