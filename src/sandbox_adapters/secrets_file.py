@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from sandbox_adapters.egress import OperatorSecrets, Secret, colliding
 from sandbox_adapters.policy_input import normalise_policy
+from sandbox_adapters.runners.grants import host_path
 from sandbox_adapters.settings import Settings, SettingsError, variable_name
 from sandbox_adapters.settings_secrets import GENERATED_AUTHORITY
 from sandbox_core.domain.errors import InvalidArgument
@@ -234,9 +235,9 @@ def _refuse_visible(settings: Settings, field: str, path: Path) -> None:
     What the ceiling denies inside its own grants cannot be asked for: the most specific entry decides.
     """
     ceiling = normalise_policy(settings.ceiling)["filesystem"]
-    granted = [entry for name in ("allow_read", "allow_write") for entry in ceiling.get(name) or ()]
+    granted = [host_path(entry) for name in ("allow_read", "allow_write") for entry in ceiling.get(name) or ()]
     shown = [*_ALWAYS_VISIBLE, *map(str, settings.read_only_paths)]
-    if _longest_around(path, granted) > _longest_around(path, ceiling.get("deny_read") or ()):
+    if _longest_around(path, granted) > _longest_around(path, map(host_path, ceiling.get("deny_read") or ())):
         shown += granted
     real = {str(path.absolute()), os.path.realpath(path)}
     for directory in shown:

@@ -164,7 +164,8 @@ class BubblewrapRunner:
 
     def unenforceable(self, policy: ExecutionPolicy) -> Sequence[PolicyViolation]:
         """See ProcessRunner."""
-        found = bubblewrap_policy.unenforceable(policy, self._readable, self._layers)
+        layers = (*self._layers, *self._granter.layers_of(policy.filesystem))
+        found = bubblewrap_policy.unenforceable(policy, self._readable, layers)
         return [*self._egress.violations(policy.network), *self._granter.violations(policy.filesystem), *found]
 
     def capabilities(self) -> RunnerCapabilities:

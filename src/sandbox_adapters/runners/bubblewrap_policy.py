@@ -19,7 +19,7 @@ _WILDCARD = re.compile(r"[*?\[{]")
 def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequence[str]) -> list[PolicyViolation]:
     """Return the parts that cannot be enforced, save grants of files: see `grants`.
 
-    `readable` are the roots of all that a command can read, `layers` those that every execution has.
+    `readable` are the roots of all that a command can read, `layers` those that an execution with it has.
 
     A denial of what the sandbox does not have is enforced by its absence.
     """

@@ -66,6 +66,10 @@ class Granter:
         """True when a policy grants anything of the host."""
         return bool(policy.allow_read or policy.allow_write) and on_host(policy, self._visible)
 
+    def layers_of(self, policy: FilesystemPolicy) -> tuple[str, ...]:
+        """Return the layers that an execution has because of its grants."""
+        return self._layers if self.asked(policy) else ()
+
     async def prepare(self, policy: FilesystemPolicy, directory: str) -> Granted | None:
         """Look at what a policy grants, and plan the mounts; None when it asks for nothing of the host.
 

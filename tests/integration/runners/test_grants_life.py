@@ -17,7 +17,7 @@ from sandbox_adapters.runners.child.tree_scan import QUARANTINED
 from sandbox_adapters.runners.runtime_directory import sweep
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import PolicyRefused
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import launch_of, read_until
 from tests.integration.runners.grant_cases import denied, owners, place, put, refusal, remove, repository, run, tree
@@ -69,6 +69,18 @@ def base() -> Iterator[Path]:
     yield path
     sweep(str(path))
     path.rmdir()
+
+
+async def test_the_layers_of_a_grant_can_be_required(anyio_backend: str, top: Path) -> None:
+    rules = FilesystemPolicy(allow_read=(str(top),))
+    async with BubblewrapRunner() as runner:
+        async with runner.start(launch_of(Command(shell="true"), ExecutionPolicy(filesystem=rules))) as process:
+            layers = process.isolation.layers
+            await process.wait()
+        required = IsolationPolicy(require=layers)
+        assert not runner.unenforceable(ExecutionPolicy(filesystem=rules, isolation=required))
+        without = runner.unenforceable(ExecutionPolicy(isolation=required))
+        assert {violation.asked for violation in without} == {"no_links_in_grants", "no_set_id_bits"}
 
 
 async def test_the_operator_may_name_a_protected_path(anyio_backend: str, top: Path) -> None:

@@ -218,6 +218,18 @@ def test_a_file_that_the_ceiling_denies_inside_its_grants_is_taken(load: Load, t
         load({"one": GOOD}, ceiling={"filesystem": rules})
 
 
+def test_relative_paths_of_the_ceiling_start_at_the_workspace(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"one": GOOD}, ceiling={"filesystem": {"allow_write": ["."]}}).for_principal(None) != Injection()
+    with pytest.raises(SettingsError, match="which sandboxes can be shown"):
+        load({"one": GOOD}, ceiling={"filesystem": {"allow_read": [f"..{tmp_path}"]}})
+    denied = {"allow_read": [str(tmp_path.parent)], "deny_read": ["."]}
+    with pytest.raises(SettingsError, match="which sandboxes can be shown"):
+        load({"one": GOOD}, ceiling={"filesystem": denied})
+
+
 def test_the_local_runner_gets_no_secrets(load: Load) -> None:
     with pytest.raises(SettingsError, match="the local runner isolates nothing"):
         load({"one": GOOD}, runner="local")
