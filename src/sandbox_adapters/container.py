@@ -146,11 +146,12 @@ def redis_connection(settings: Settings) -> RedisConnection:
     )
 
 
-def redis_store(connection: RedisConnection, clock: Clock, ttl_seconds: float) -> StateStore:
+def redis_store(settings: Settings, connection: RedisConnection, clock: Clock) -> StateStore:
     """Return the store over a connection."""
     from sandbox_adapters.stores.redis import RedisStateStore
 
-    return RedisStateStore(connection, clock, ttl_seconds=ttl_seconds)
+    starts_here = settings.queue_url is None
+    return RedisStateStore(connection, clock, ttl_seconds=settings.ttl_seconds, starts_here=starts_here)
 
 
 def redis_control(connection: RedisConnection, node: NodeId, store: StateStore) -> ControlChannel:
@@ -223,7 +224,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     )
     store = providers.Selector(
         settings.provided.state,
-        redis=providers.Singleton(redis_store, connection, clock, settings.provided.ttl_seconds),
+        redis=providers.Singleton(redis_store, settings, connection, clock),
         memory=providers.Singleton(
             MemoryStateStore,
             clock,

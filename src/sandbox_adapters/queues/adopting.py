@@ -26,7 +26,7 @@ LOOKED_AT_MS: Final = 60_000
 class AdoptingQueue:
     """ExecutionQueue. Satisfies `ExecutionQueue` while its context lasts; asyncio only. All else as RedisQueue.
 
-    RedisStateStore notes each pending execution with a time until which nobody needs to care for it. Every third of a
+    RedisStateStore notes each pending execution with a time until which nobody needs to care for it. Once in a
     lease this asks for those whose time is over, and queues what the queue does not have: it never started anywhere,
     and the claim starts it at most once. Without any, that is one script each time.
 
@@ -45,7 +45,7 @@ class AdoptingQueue:
         self._store = store
         self._state = state
         self._clock = clock
-        self._every = lease_seconds / 3
+        self._every = lease_seconds
         self._tasks: TaskGroup | None = None
         self.put = queue.put
         self.take = queue.take

@@ -132,12 +132,16 @@ CHOOSE: Final = _script(
 -- ... question, how long it may take in ms, lanes that are not to be asked about. Answers {1, id, lane, JSON}, or
 -- {0, ms until something that was handed over comes back or -1}. Asked again with the same question: the same answer.
 local question, at = ARGV[3], now()
-for _, receipt in ipairs(redis.call('ZRANGEBYSCORE', held, '-inf', at, 'LIMIT', 0, RECLAIMED)) do
+local first = redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')
+local back_in = first[2] and math.max(0, tonumber(first[2]) - at) or -1
+for _, receipt in ipairs(back_in == 0 and redis.call('ZRANGE', held, 0, RECLAIMED) or {}) do
+  if tonumber(redis.call('ZSCORE', held, receipt)) > at then break end
   local id, value = string.match(redis.call('HGET', held_items, receipt) or '', '^(%S+) (.*)$')
   redis.call('ZREM', held, receipt)
   redis.call('HDEL', held_items, receipt)
   if id and redis.call('HEXISTS', items, id) == 0 then enter(id, value, true) end
 end
+if redis.call('HLEN', items) == 0 then return {0, back_in} end
 
 local skipped, busy = {}, {}
 for i = 5, #ARGV do skipped[ARGV[i]] = true end
@@ -208,9 +212,7 @@ if lane then
   keep(items, counts, ring, asked, state, Q .. 'lanes:' .. principal_of(lane), Q .. 'lane:' .. lane)
   return {1, id, lane, string.match(redis.call('HGET', items, id), '^%S+ (.*)$')}
 end
-if redis.call('HLEN', items) == 0 then redis.call('DEL', wake) end
-local first = redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')
-return {0, first[2] and math.max(0, tonumber(first[2]) - at) or -1}
+return {0, back_in}
 """.replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
 )
 

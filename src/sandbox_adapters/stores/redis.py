@@ -64,12 +64,20 @@ class RedisStateStore:
         redis: the connection; entered by whoever made it.
         clock: for `started_at` and `expires_at`; the machine's when None.
         ttl_seconds: how long a pending or finished execution is kept after its last access.
+        starts_here: what is created here is mostly run here, so that waiting for it begins without a word to Redis.
         time: Lua that tells the time, for tests.
     """
 
     def __init__(
-        self, redis: RedisConnection, clock: Clock | None = None, *, ttl_seconds: float = 3600, time: str = REDIS_TIME
+        self,
+        redis: RedisConnection,
+        clock: Clock | None = None,
+        *,
+        ttl_seconds: float = 3600,
+        starts_here: bool = True,
+        time: str = REDIS_TIME,
     ) -> None:
+        self._starts_here = starts_here
         self._clock = clock if clock is not None else SystemClock()
         self._calls = StoreCalls(redis, ttl_seconds=ttl_seconds, time=time)
         self._scripts = self._calls.scripts
@@ -238,7 +246,7 @@ class RedisStateStore:
         """
         async with self._wakes.watch(execution_id) as channel:
             # What was created or is written here is heard of without Redis; most of it ends before the moment is over.
-            if execution_id in self._fresh or self._log.writes(execution_id):
+            if (self._starts_here and execution_id in self._fresh) or self._log.writes(execution_id):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_HERE_SECONDS):
                         while not _is_over(channel, after, until_terminal):

@@ -117,3 +117,21 @@ async def test_any_replica_reads_feeds_cancels_and_lists_what_another_runs(redis
             page = await two.list(session_id="s")
             assert {execution.id for execution in page.executions} == {fed, slept}
             assert [event async for event in one.follow(fed)] == [event async for event in two.follow(fed)]
+
+
+async def test_who_creates_for_others_hears_of_them_from_the_beginning(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever hoped that it runs here would hear nothing for this long.
+    monkeypatch.setattr("sandbox_adapters.stores.redis._HERE_SECONDS", 1000)
+    async with (
+        RedisConnection(RedisOptions(url=SecretStr(redis_server.url))) as redis,
+        RedisStateStore(redis, CLOCK, starts_here=False) as front,
+        opened(redis_server, timeout_seconds=2) as back,
+    ):
+        execution = await front.create(pending(CLOCK))
+        with anyio.fail_after(_BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lambda: front.wait(execution.id, after=0, until_terminal=True))
+                claim = await back.claim(execution.id, NODE, lease_seconds=30)
+                await back.append(claim.lease, [exited(CLOCK)], ended(claim.execution, CLOCK))
