@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -24,6 +23,7 @@ from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from sandbox_adapters.redis_errors import translated
+from sandbox_adapters.redis_url import read_redis_url
 from sandbox_core.domain.errors import StoreUnavailable
 
 _log = logging.getLogger("sandbox_adapters.redis")
@@ -67,7 +67,7 @@ class RedisOptions:
     @property
     def address(self) -> str:
         """Where the server is, in a form that can be shown. Raises ValueError for what is no Redis URL."""
-        parts = parse_url(self.url.get_secret_value())
+        parts = read_redis_url(self.url.get_secret_value())
         database = parts.get("db", 0)
         if self.sentinels:
             return f"{self.sentinel_service} by Sentinel, database {database}"
@@ -187,7 +187,7 @@ class RedisConnection:
             given["socket_keepalive"] = True
         pool: ConnectionPool
         if options.sentinels:
-            pool = self._sentinel_pool(given | dict(parse_url(url)))
+            pool = self._sentinel_pool(given | dict(read_redis_url(url)))
         else:
             pool = BlockingConnectionPool.from_url(url, timeout=timeout, **given)
         client = Redis(connection_pool=pool)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterator
+from urllib.parse import unquote, unquote_plus, urlsplit
 
 from sandbox_adapters.settings import Settings, SettingsError
 
-_NO_URL = "REDIS_URL is not a Redis URL: redis://, rediss:// or unix://, as in rediss://user:password@host:6379/0."
+_NO_URL = (
+    "REDIS_URL is not a Redis URL: redis://, rediss:// or unix://, as in rediss://user:password@host:6379/0, with "
+    "every character of the password that is no letter or digit percent-encoded, and no options but those of TLS."
+)
 _OTHER_LOOP = (
     "REDIS_URL is set, and this program does not run under asyncio: state in Redis works there only. Run it under "
     "asyncio, or choose state='memory'."
@@ -71,11 +75,16 @@ def redis_secrets(settings: Settings) -> list[str]:
         if url is None:
             continue
         try:
-            password = urlsplit(url.get_secret_value()).password
+            parts = urlsplit(url.get_secret_value())
+            given = [parts.password, *(raw for name, _, raw in _fields(parts.query) if name == "password")]
         except ValueError:
-            password = None
-        if password:
-            secrets += [password, unquote(password)]
+            given = []
+        for password in filter(None, given):
+            secrets += [password, unquote(password), unquote_plus(password)]
     if settings.redis_sentinel_password is not None:
         secrets.append(settings.redis_sentinel_password.get_secret_value())
-    return secrets
+    return list(dict.fromkeys(secrets))
+
+
+def _fields(query: str) -> Iterator[tuple[str, str, str]]:
+    return (field.partition("=") for field in query.split("&"))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from sandbox_adapters.redis_connection import RedisOptions
 from sandbox_adapters.redis_options import check_redis, redis_secrets
 from sandbox_adapters.settings import (
     Settings,
@@ -139,7 +140,26 @@ def test_a_redis_url_puts_the_state_into_redis_unless_told_otherwise(monkeypatch
     assert Settings().state == "memory"
 
 
-@pytest.mark.parametrize("url", ["", "gopher://:s3cret@x", "redis://:s3cret@h:port", "s3cret", "redis://s3cret@[::1/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "gopher://:s3cret@x",
+        "redis://:s3cret@h:port",
+        "s3cret",
+        "redis://s3cret@[::1/0",
+        "redis://:one@s3cret/two@localhost:6379/0",
+        "redis://:6@s3cret@localhost/0",
+        "redis://user:1?s3cret@localhost/0",
+        "redis://user:1#s3cret@localhost/0",
+        "redis://localhost/s3cret",
+        "redis://localhost/0?s3cret=1",
+        "redis://localhost/0?ssl_ca_certs=/s3cret",
+        "rediss://localhost/0?ssl_ca_cert=/s3cret",
+        "redis://localhost/0?socket_timeout=s3cret",
+        "unix://:one@two@/s3cret",
+    ],
+)
 def test_what_is_no_redis_is_refused_without_showing_it(url: str) -> None:
     settings = Settings.model_validate({"redis_url": url, "state": "redis"})
     with pytest.raises(SettingsError, match="REDIS_URL") as caught:
@@ -154,6 +174,23 @@ def test_the_passwords_of_redis_are_known_to_the_log() -> None:
     assert redis_secrets(settings) == ["a%2Fb", "a/b", "c"]
     assert settings.redis_sentinels == ("h:1", "[::1]:2")
     assert redis_secrets(Settings.model_validate({"redis_url": "redis://[s3cret"})) == []
+    by_option = Settings.model_validate({"redis_url": "unix:///run/redis.sock?db=1&password=a%2Fb+c"})
+    assert {"a%2Fb+c", "a/b c"} <= set(redis_secrets(by_option))
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://localhost", "localhost:6379, database 0"),
+        ("REDIS://user:p%40ss:word%2F@redis-1.example.com:6380/12", "redis-1.example.com:6380, database 12"),
+        ("rediss://[::1]:6379/1?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required", "::1:6379, database 1"),
+        ("unix://:secret@/run/redis.sock?db=3", "/run/redis.sock, database 3"),
+        ("redis://:s p,e;c!i$a*l@127.0.0.1/", "127.0.0.1:6379, database 0"),
+    ],
+)
+def test_a_redis_url_is_read(url: str, address: str) -> None:
+    check_redis(Settings.model_validate({"redis_url": url}))
+    assert RedisOptions(SecretStr(url)).address == address
 
 
 def test_settings_do_not_change() -> None:
