@@ -28,6 +28,7 @@ from sandbox_core.application.run import RunConfig
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
 from sandbox_core.domain.ids import NodeId, new_node_id
+from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
 from sandbox_core.ports.queue import ExecutionQueue
@@ -109,6 +110,13 @@ def egress_of(settings: Settings) -> Egress:
         executions=settings.max_concurrent,
         secrets=load_secrets(settings),
     )
+
+
+def worker_runner(runner: ProcessRunner, ceiling: ExecutionPolicy) -> ProcessRunner:
+    """Return the runner of what other servers accepted."""
+    from sandbox_adapters.runners.ceiling import CeilingRunner
+
+    return CeilingRunner(runner, ceiling)
 
 
 def remote_runner() -> ProcessRunner:
@@ -277,7 +285,12 @@ class SandboxContainer(containers.DeclarativeContainer):
         store=store,
         queue=queue,
         control=control,
-        runner=runner,
+        runner=providers.Selector(
+            providers.Callable(queue_kind, settings),
+            memory=runner,
+            replica=runner,
+            workers=providers.Singleton(worker_runner, runner, limits.provided.ceiling),
+        ),
         clock=clock,
         node=node,
         quota=shares.provided.quota,

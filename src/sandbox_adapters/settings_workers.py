@@ -32,7 +32,7 @@ class WorkerSettings(BaseSettings):
         description="Address of a worker's /health, which tells counts and takes no token.",
     )
     worker_port: int = Field(
-        default=8081,
+        default=8090,
         ge=0,
         le=65535,
         description="Port of a worker's /health; 0 takes a free one.",

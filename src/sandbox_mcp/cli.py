@@ -126,7 +126,7 @@ def serve(
 def worker(
     concurrency: Annotated[int | None, typer.Option(help="Executions at once. [SANDBOX_MAX_CONCURRENT, 10]")] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port of /health on loopback; 0 takes a free one. [SANDBOX_WORKER_PORT, 8081]")
+        int | None, typer.Option(help="Port of /health on loopback; 0 takes a free one. [SANDBOX_WORKER_PORT, 8090]")
     ] = None,
     runner: Annotated[
         RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 DOCUMENT = "docs/deployment.md"
 FILE = "file: deploy/nginx/round-robin.conf"
 SECONDS = 60
-COMMANDS = {"single", "redis", "redis tuned", "instance 1", "instance 2", "instance 3"}
+COMMANDS = {"single", "redis", "redis tuned", "instance 1", "instance 2", "instance 3", "front", "worker"}
 STEPS = {"start through 1", "read through 2", "look", "logs"}
 
 
@@ -31,7 +31,7 @@ class Walk:
     """The commands of the document on free ports, with a Redis of their own."""
 
     def __init__(self, directory: Path, redis_port: int, environment: Mapping[str, str]) -> None:
-        self.ports = {port: free_port() for port in (8080, 8081, 8082)} | {6379: redis_port}
+        self.ports = {port: free_port() for port in (8080, 8081, 8082, 8090)} | {6379: redis_port}
         self.environment = {**environment, "REDISCLI_HISTFILE": "/dev/null"}
         self._directory = directory
         self._stack = ExitStack()
@@ -39,7 +39,7 @@ class Walk:
     def command(self, marker: str) -> str:
         text = block(DOCUMENT, f"test: {marker}")
         text = text.replace("redis-cli ", "redis-cli -p 6379 ").replace("redis-server", "redis-server --port 6379")
-        return re.sub(r"\b(8080|8081|8082|6379)\b", lambda found: str(self.ports[int(found[0])]), text)
+        return re.sub(r"\b(8080|8081|8082|8090|6379)\b", lambda found: str(self.ports[int(found[0])]), text)
 
     def start(self, marker: str) -> None:
         """Start a server as the document says."""
@@ -97,7 +97,7 @@ def walk(tmp_path: Path, redis_server: RedisServer, environment: dict[str, str])
 
 
 def test_every_snippet_is_marked_and_so_tested() -> None:
-    marked = {item.marker for item in blocks(DOCUMENT)[1:]}
+    marked = {item.marker for item in blocks(DOCUMENT)[1:] if item.language != "mermaid"}
     assert marked == {f"test: {name}" for name in COMMANDS | STEPS} | {FILE}
 
 
@@ -149,3 +149,16 @@ def test_redis_starts_as_said(walk: Walk, marker: str) -> None:
     while subprocess.run(ping, capture_output=True, text=True, check=False).stdout.strip() != "PONG":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_server_that_runs_nothing_and_a_worker(walk: Walk) -> None:
+    for marker, port in (("front", 8080), ("worker", 8090)):
+        walk.start(marker)
+        walk.healthy(port)
+    walk.ports[8081] = walk.ports[8080]  # the walk-through reads at another replica; here there is one server
+    started = walk.run("start through 1")
+    found = re.search(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", started)
+    assert found is not None, started
+    assert "line 1\\nline 2\\nline 3\\n" in walk.run("read through 2", EXECUTION_ID=found[0])
+    told = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=5).json()
+    assert (told["runner"], told["capacity"]) == ("remote", 0)

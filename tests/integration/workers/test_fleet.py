@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -70,6 +71,21 @@ async def test_what_no_worker_can_enforce_is_refused_before_it_starts(shared_fle
         events = await whole_log(client, said["execution_id"])
         check_log(events)
         assert "perfect_walls" in str(events[-1]["data"])
+
+
+async def test_host_paths_that_only_the_server_s_ceiling_grants_are_refused_by_the_worker(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    asked = {"filesystem": {"allow_read": ["/var/tmp"]}}
+    with fleet(own_redis, tmp_path, servers=0, workers=1) as mine:
+        server = mine.add_server(SANDBOX_CEILING=json.dumps(asked))
+        server.wait_ready()
+        async with connected(server.url) as client:
+            said = await call(client, "execute_code", command="echo never", sandbox_config=asked)
+            assert (said["status"], said["termination_reason"], said["stdout"]) == ("failed", "setup_failed", "")
+            events = await whole_log(client, said["execution_id"])
+            assert "filesystem.allow_read" in str(events[-1]["data"])
+            assert (await call(client, "execute_code", command="echo on"))["stdout"] == "on\n"
 
 
 async def test_a_server_without_workers_queues_cancels_and_says_when_it_is_full(
