@@ -219,3 +219,20 @@ async def test_too_much_to_look_through_or_to_protect_is_refused(
         monkeypatch.setattr("sandbox_adapters.runners.child.grant_check.MAX_ENTRIES", 18)
         found = await run(runner, f"cd {top}; touch a b c", allow_write=(top,))
         assert "unchecked" in found.exit.denials[0].message
+
+
+async def test_the_directory_itself_is_looked_at_when_there_is_too_much_in_it(
+    anyio_backend: str, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(top / ".npmrc")
+    async with BubblewrapRunner() as runner:
+        monkeypatch.setattr("sandbox_adapters.runners.child.grant_check.MAX_ENTRIES", 0)
+        found = await run(runner, f"cd {top}; mkdir -p .git/hooks; echo x > .envrc; touch .other", allow_write=(top,))
+    assert "unchecked" in found.exit.denials[0].message
+    assert {denial.target for denial in found.exit.denials} == {str(top), f"{top}/.git", f"{top}/.envrc"}
+    names = {path.partition(QUARANTINED)[0]: top / path for path in tree(top) if "/" not in path}
+    assert set(names) == {".npmrc", ".git", ".envrc", ".other"}
+    assert not (top / ".git").exists()
+    assert not (top / ".envrc").exists()
+    assert names[".git"].stat().st_mode & 0o777 == 0
+    assert (top / ".npmrc").read_text() == "host\n"

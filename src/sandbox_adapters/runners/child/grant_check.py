@@ -20,7 +20,7 @@ from typing import Any
 
 from .mount_calls import open_path
 from .path_patterns import PathPatterns
-from .protected_names import GIT, GIT_LAYOUT, folded
+from .protected_names import ANYWHERE, GIT, GIT_LAYOUT, folded
 from .tree_scan import (
     GIT_DIRECTORY,
     OTHER,
@@ -124,8 +124,26 @@ class Check:
             scan(top, region.path, visit, plain=bool(denied), max_entries=MAX_ENTRIES, seconds=MAX_SECONDS)
         except TooMuch as error:
             self._note(Offence(region.path, RULE_PROTECTED, "", f"{error}, the rest is unchecked"))
+            if region.protect:
+                self._put_aside_by_name(top)
         except OSError as error:
             self._note(Offence(region.path, RULE_PROTECTED, "", f"it cannot be checked: {error.strerror}"))
+
+    def _put_aside_by_name(self, top: int) -> None:
+        """In a directory with too much to look through: what is in the directory itself, where it can do most."""
+        region = self.region
+        for name in sorted((GIT, *ANYWHERE)):
+            path = f"{region.path}/{name}"
+            if path in region.known or path in region.git:
+                continue
+            descriptor = -1
+            try:
+                with contextlib.suppress(OSError):
+                    descriptor = open_path(name, below=top, flags=os.O_RDONLY | os.O_DIRECTORY)
+                self._put_aside(Found(path, name, PROTECTED, descriptor >= 0, False, top, descriptor), RULE_PROTECTED)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
 
     def _compare(self, found: Found, inode: int) -> None:
         """Tell of what was replaced from outside: removing what a mount stands on removes the mount everywhere."""
