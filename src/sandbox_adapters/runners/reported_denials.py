@@ -125,6 +125,11 @@ class _Rules:
     deny_read: tuple[str, ...]
     deny_write: tuple[str, ...]
 
+    @property
+    def grants_host(self) -> bool:
+        """True when something may be written beyond what is the sandbox's own."""
+        return not all(_within(path, WRITABLE) for path in self.allow_write)
+
     @classmethod
     def of(cls, policy: ExecutionPolicy) -> _Rules:
         files = policy.filesystem
@@ -193,7 +198,9 @@ def _of_file(error: str, path: str | None, rules: _Rules) -> Denial | None:
     if error == _READ_ONLY and path is not None:
         if _within(full, rules.deny_write):
             return _file(path, "filesystem.deny_write", error, "The policy denies writing there.")
-        if _within(full, rules.allow_write) and (part := protected_part(full)) is not None:
+        # Relative to a directory that is not known, which can only be read-only when it is none of the sandbox's own.
+        granted = rules.grants_host if not path.startswith(("/", "~")) else _within(full, rules.allow_write)
+        if granted and (part := protected_part(full)) is not None:
             return _file(
                 path, "protected names", error,
                 f"Programs on the host run or obey {part!r}, so no grant lets it be changed, unless the "

@@ -48,6 +48,7 @@ REPORTED = [
     # Rules of the policy.
     ("touch: cannot touch '/srv/kept/x': Read-only file system", FILES, "/srv/kept/x", "filesystem.deny_write"),
     ("bash: /srv/a/.git/hooks/x: Read-only file system", FILES, "/srv/a/.git/hooks/x", "protected names"),
+    ("bash: line 1: .git/hooks/x: Read-only file system", FILES, ".git/hooks/x", "protected names"),
     ("touch: cannot touch '/usr/.git/x': Read-only file system", FILES, "/usr/.git/x", WRITE),
     ("bash: sub/x: Read-only file system", FILES, "sub/x", "filesystem.deny_write"),
     ("cat: /opt/keys/one: Permission denied", FILES, "/opt/keys/one", "filesystem.deny_read"),
@@ -208,3 +209,11 @@ def test_an_exit_gets_what_ended_it_and_what_was_said() -> None:
     words = LastWords()
     words.add(b"bash: /x: Read-only file system\n")
     assert [each.target for each in words.with_denials(quiet, LIMITED).denials] == ["/x"]
+
+
+@pytest.mark.parametrize(("grants", "rule"), [((".", "/tmp"), WRITE), ((".", "/srv"), "protected names")])  # noqa: S108
+def test_a_relative_protected_name_is_one_where_the_host_is_granted(grants: tuple[str, ...], rule: str) -> None:
+    words = LastWords()
+    words.add(b"bash: line 1: .envrc: Read-only file system\n")
+    found, _ = words.denials(ExecutionPolicy(filesystem=FilesystemPolicy(allow_write=grants)))
+    assert [denial.rule for denial in found] == [rule]
