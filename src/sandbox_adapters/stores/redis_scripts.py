@@ -94,7 +94,11 @@ return {'OK', m.tok + 1, m.seq}
 
 _SEIZE: Final = """
 local m, why = find(ARGV[4])
-if not m then return {why} end
+if not m then
+  -- Nobody can end it any more. Left in, it would stand before those whose turn it is.
+  redis.pcall('ZREM', leases, ARGV[4])
+  return {why}
+end
 local lease_ms, nonce = tonumber(ARGV[5]), ARGV[6]
 local doc, _, meta = keys_of(m.id)
 if m.cl ~= nonce then
@@ -180,7 +184,11 @@ local token, expected, batch, document, status = tonumber(ARGV[5]), tonumber(ARG
 if m.b == batch then return {'OK', m.seq} end
 if m.st ~= 'running' or m.tok ~= token then return {'LOST'} end
 local doc, output, meta = keys_of(m.id)
-if redis.call('LLEN', output) ~= m.seq then return {'TORN'} end
+if redis.call('LLEN', output) ~= m.seq then
+  -- It will never end, so it need not be seized, and kept alive, again and again.
+  redis.pcall('ZREM', leases, m.id)
+  return {'TORN'}
+end
 if m.seq ~= expected then return {'SEQ', m.seq} end
 push(m, output, 10)
 if document ~= '' then redis.call('SET', doc, document, 'KEEPTTL') end

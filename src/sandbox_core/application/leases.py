@@ -15,7 +15,7 @@ from sandbox_core.domain.errors import (
     StoreUnavailable,
 )
 from sandbox_core.domain.ids import ExecutionId, NodeId
-from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.store import StateStore
 
@@ -103,11 +103,14 @@ class LeaseKeeper:
     async def _end(self, execution_id: ExecutionId) -> None:
         try:
             claim = await self._store.seize(execution_id, self._node, lease_seconds=self._lease_seconds)
+            now = self._clock.now()
+            # Clocks of nodes may differ.
+            known_seconds = max(0.0, (now - (claim.execution.started_at or now)).total_seconds())
             outcome = Outcome(
                 reason=TerminationReason.LOST,
                 message="The node that ran it is gone; what it printed until then is kept.",
+                usage=ResourceUsage(wall_seconds=known_seconds),
             )
-            now = self._clock.now()
             ended = claim.execution.apply(claim.execution.finish(outcome, now))
             await self._store.append(claim.lease, [terminal_draft(ended, outcome, now)], ended)
         except (ClaimRefused, ExecutionNotFound, LeaseLost):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import anyio
+import anyio.lowlevel
 import pytest
 
+from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import ExecutionNotFound, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.ports.store import ListQuery, Quota, Scope
@@ -111,6 +114,30 @@ async def test_a_poisoned_key_is_corrupt_data_and_names_no_content(
         assert "s3cret" not in str(caught.value)
         await store.append(other.lease, [printed(CLOCK, b"fine")])
         assert (await store.read(other.lease.execution_id)).last_seq == 1
+
+
+@pytest.mark.parametrize("gone", [["execution:{}"], ["meta:{}"], ["execution:{}", "meta:{}"], ["execution:{}:output"]])
+async def test_what_lost_its_keys_stands_before_no_other_that_has_lapsed(
+    redis_server: RedisServer, gone: list[str]
+) -> None:
+    async with opened(redis_server) as store:
+        torn = await claimed(store, lease_seconds=0.001)
+        await store.append(torn.lease, [printed(CLOCK, b"x")])
+        other = await claimed(store, lease_seconds=0.002)
+        while len(await store.lapsed()) < 2:
+            await anyio.lowlevel.checkpoint()
+        redis_server.ask("DEL", *(key.format(torn.lease.execution_id) for key in gone))
+        with pytest.raises((ExecutionNotFound, StoredDataCorrupt)):
+            await end_lost(store, torn.lease.execution_id)
+        with anyio.fail_after(5):
+            while await store.lapsed() != [other.lease.execution_id]:
+                await anyio.lowlevel.checkpoint()
+        assert redis_server.ask("ZRANGE", "leases", 0, -1) == [other.lease.execution_id.encode()]
+
+
+async def end_lost(store: RedisStateStore, execution_id: ExecutionId) -> None:
+    taken = await store.seize(execution_id, NODE, lease_seconds=0.001)
+    await store.append(taken.lease, [exited(CLOCK)], ended(taken.execution, CLOCK))
 
 
 def _all_expire(server: RedisServer) -> None:

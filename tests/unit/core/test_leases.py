@@ -98,6 +98,10 @@ async def test_of_many_nodes_that_sweep_one_ends_a_lost_execution() -> None:
         page = await nodes.store.read(lost)
         assert page.execution.outcome is not None
         assert page.execution.outcome.reason is TerminationReason.LOST
+        assert page.execution.started_at is not None
+        assert page.execution.ended_at is not None
+        known = page.execution.ended_at - page.execution.started_at
+        assert page.execution.outcome.usage.wall_seconds == known.total_seconds() > 0
         assert [event.kind for event in page.events] == [EventKind.STDOUT, EventKind.ERROR]
 
 
