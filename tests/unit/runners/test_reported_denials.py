@@ -211,7 +211,7 @@ def test_an_exit_gets_what_ended_it_and_what_was_said() -> None:
     assert [each.target for each in words.with_denials(quiet, LIMITED).denials] == ["/x"]
 
 
-@pytest.mark.parametrize(("grants", "rule"), [((".", "/tmp"), WRITE), ((".", "/srv"), "protected names")])  # noqa: S108
+@pytest.mark.parametrize(("grants", "rule"), [((".", "/tmp"), WRITE), ((".", "/srv"), "protected names")])
 def test_a_relative_protected_name_is_one_where_the_host_is_granted(grants: tuple[str, ...], rule: str) -> None:
     words = LastWords()
     words.add(b"bash: line 1: .envrc: Read-only file system\n")
