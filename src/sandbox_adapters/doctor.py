@@ -37,6 +37,9 @@ async def diagnose(settings: Settings) -> Diagnosis:
     if settings.runner == "local":
         works = True
         checks = [Check("local runner", True, "chosen; it isolates nothing", required=True), *checks]
+    if not settings.local_runner:
+        works = True
+        checks = [Check("workers", True, "this server runs nothing itself, and needs no isolation"), *checks]
     if settings.state == "redis":
         checks = [*checks, await redis_check(settings)]
     capabilities = None

@@ -57,7 +57,7 @@ def run_here(
     if shell is None and not argv:
         raise InvalidArgument("command", "is missing; write `sandbox run -- CMD` or `sandbox run -c TEXT`")
     # One process and one run: a server's Redis has no part in it.
-    chosen: dict[str, Any] = {"redis_url": None}
+    chosen: dict[str, Any] = {"redis_url": None, "queue_url": None, "local_runner": True}
     if runner is not None:
         chosen["runner"] = runner
     settings = Settings(**chosen)

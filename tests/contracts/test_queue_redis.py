@@ -281,6 +281,18 @@ class TestBeyondTheContract:
         spent.pop("client|list", None)
         assert spent.total() < 3 * seconds, spent
 
+    async def test_what_is_done_while_redis_is_away_is_no_error_and_comes_back(
+        self, own_redis: RedisServer, anyio_backend: str
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            queue = await opened(own_redis, stack, "one", visibility_seconds=1)
+            await queue.put(put := item())
+            held = await take(queue)
+            own_redis.kill()
+            await queue.done(held)
+            own_redis.start()
+            assert (await take(queue)).item == put
+
     async def test_a_taker_learns_that_redis_is_away_and_takes_when_it_is_back(
         self, own_redis: RedisServer, anyio_backend: str
     ) -> None:

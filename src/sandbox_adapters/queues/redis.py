@@ -142,9 +142,12 @@ class RedisQueue:
             raise
 
     async def done(self, delivery: Delivery) -> None:
-        """Forget the item."""
+        """Forget the item. When Redis is away it comes back later and its claim is refused: no error here."""
         self._held.discard(delivery.receipt)
-        await self._run(scripts.DONE, delivery.receipt, delivery.item.execution_id)
+        try:
+            await self._run(scripts.DONE, delivery.receipt, delivery.item.execution_id)
+        except InfrastructureError as error:
+            _log.warning("%s will be handed out again, in vain: %s", delivery.item.execution_id, error)
         self._ask_again()
 
     async def give_back(self, delivery: Delivery) -> None:

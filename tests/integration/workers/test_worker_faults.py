@@ -100,6 +100,26 @@ async def test_what_ran_in_a_killed_worker_is_lost_and_what_waited_is_run(
                 check_log(await whole_log(client, execution_id))
 
 
+async def test_a_worker_that_sleeps_through_its_lease_writes_nothing_and_ends_its_process(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    with fleet(own_redis, tmp_path, servers=1, workers=1) as mine:
+        sleeper = mine.workers[0]
+        async with connected(mine.servers[0].url) as client:
+            started = await call(client, "execute_code_async", command="echo up; sleep 100; echo late")
+            execution_id = started["execution_id"]
+            await until(partial(has_printed, client, execution_id), "it has printed")
+            sleeper.pause()
+            said = await end_of(client, execution_id)
+            assert said["termination_reason"] == "lost"
+            before = await whole_log(client, execution_id)
+            sleeper.resume()
+            await until(lambda: sleeper.told()["running"] == 0, "the process of the lost execution is ended")
+            assert await whole_log(client, execution_id) == before
+            check_log(before)
+            assert (await call(client, "execute_code", command="echo again"))["stdout"] == "again\n"
+
+
 async def test_what_a_server_stored_and_never_queued_is_run(own_redis: RedisServer, tmp_path: Path) -> None:
     with fleet(own_redis, tmp_path, servers=1, workers=0) as mine:
         async with connected(mine.servers[0].url) as client:
