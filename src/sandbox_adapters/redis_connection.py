@@ -105,6 +105,7 @@ class RedisConnection:
         self.options = options
         self.namespace = options.namespace
         self.address = options.address
+        self._is_told = False
         self._client: Redis | None = None
         self._opened: list[Redis] = []
         self._sentinels: list[Sentinel] = []
@@ -120,7 +121,7 @@ class RedisConnection:
                 raise
             _log.warning("Redis is not there yet: %s", error)
         else:
-            _log.info("%s (%s)", CONNECTED, self.address)
+            self.tell_connected()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,6 +132,12 @@ class RedisConnection:
         for sentinel in self._sentinels:
             await sentinel.aclose()
         self._sentinels = []
+
+    def tell_connected(self, *, again: bool = False) -> None:
+        """Say in the log that Redis answers: for the first time, or `again` after it was away."""
+        if again or not self._is_told:
+            _log.info("%s (%s)", CONNECTED, self.address)
+        self._is_told = True
 
     async def command(self, *parts: str | bytes | int | float) -> Any:
         """Run one command and return Redis's answer, bytes undecoded. Raises StoreUnavailable, StoredDataCorrupt."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from sandbox_adapters.redis_connection import CONNECTED, RedisConnection
+from sandbox_adapters.redis_connection import RedisConnection
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.status import ExecutionStatus
@@ -195,8 +195,7 @@ class Wakes:
                 connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # of redis-py
                 try:
                     await self._resubscribe(connection)
-                    if not first:
-                        _log.info("%s (%s)", CONNECTED, self._redis.address)
+                    self._redis.tell_connected(again=not first)
                     pause, first, self._away_since = _RETRY_SECONDS[0], False, None
                     await self._read(connection)
                 finally:

@@ -61,6 +61,7 @@ class LeaseKeeper:
         now = self._clock.monotonic()
         sweep_from = now + self._lease_seconds
         due = now + self._every
+        is_away = False
         while True:
             await self._clock.sleep_until(due)
             now = self._clock.monotonic()
@@ -71,11 +72,14 @@ class LeaseKeeper:
                 if now >= sweep_from:
                     await self._end_all(lapsed)
             except InfrastructureError as error:
-                _log.warning("leases could not be kept: %s", error)
+                if not is_away:
+                    _log.warning("leases could not be kept: %s", error)
+                is_away = True
                 now = self._clock.monotonic()
                 sweep_from = now + self._lease_seconds
                 due = now + self._retry
             else:
+                is_away = False
                 due = max(due, now) + self._every
 
     async def _renew(self) -> None:

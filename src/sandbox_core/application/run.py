@@ -296,7 +296,7 @@ class ExecutionRun:
 
     async def _append(self, drafts: list[EventDraft], execution: Execution | None) -> None:
         """Append, trying again while the store is away: the pipes fill up and slow the program meanwhile."""
-        pause = 0.05
+        pause = first_pause = 0.05
         lease = self._lease
         if lease is None:
             raise RuntimeError("a run writes only after its claim")
@@ -304,7 +304,8 @@ class ExecutionRun:
             try:
                 await self._store.append(lease, drafts, execution)
             except StoreUnavailable as error:
-                _log.warning("store unavailable, output of %s waits: %s", lease.execution_id, error)
+                if pause == first_pause:
+                    _log.warning("store unavailable, output of %s waits: %s", lease.execution_id, error)
                 await self._clock.sleep_until(self._clock.monotonic() + pause)
                 pause = min(pause * 2, self._config.store_retry_seconds)
             else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio
+import anyio.lowlevel
 import pytest
 
+from sandbox_adapters.redis_connection import CONNECTED
 from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings
 from sandbox_core.domain.errors import InfrastructureError, StoreUnavailable
@@ -120,15 +123,23 @@ async def test_reads_fail_fast_and_output_waits_while_redis_takes_nothing(own_re
             await _ends_with_everything(sandbox, execution_id)
 
 
-async def test_a_server_starts_without_redis_and_works_when_it_comes(own_redis: RedisServer) -> None:
+async def test_a_server_starts_without_redis_and_works_when_it_comes(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     own_redis.stop()
     async with sandbox_on(own_redis) as sandbox:
         assert (await sandbox.health()).status == "unavailable"
         with pytest.raises(StoreUnavailable, match="cannot be reached"):
             await sandbox.run("true")
+        assert CONNECTED not in caplog.text
         own_redis.start()
         await until(sandbox, "ok")
         assert (await sandbox.run("echo here")).stdout == b"here\n"
+        with anyio.fail_after(10):
+            while CONNECTED not in caplog.text:
+                await anyio.lowlevel.checkpoint()
+    assert caplog.text.count(CONNECTED) == 1
 
 
 async def test_a_full_redis_leaves_leases_to_their_owners(own_redis: RedisServer) -> None:

@@ -123,12 +123,13 @@ async def test_one_that_cannot_be_read_holds_up_no_other(caplog: pytest.LogCaptu
         assert caplog.text.count("cannot be marked") == 1
 
 
-async def test_owners_get_a_lease_to_renew_after_the_store_was_away() -> None:
+async def test_owners_get_a_lease_to_renew_after_the_store_was_away(caplog: pytest.LogCaptureFixture) -> None:
     async with cluster("a") as nodes:
         (silent,) = await nodes.owned_by_the_dead()
         nodes.store.away = True
         await nodes.clock.advance(30)
         nodes.store.away = False
+        assert caplog.text.count("leases could not be kept") == 1
         await nodes.clock.advance(LEASE_SECONDS - 1)
         assert await nodes.statuses([silent]) == {ExecutionStatus.RUNNING}
         await nodes.clock.advance(WITHIN_SECONDS - LEASE_SECONDS)
