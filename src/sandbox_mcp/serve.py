@@ -17,6 +17,7 @@ from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings, check_exposure
 from sandbox_mcp.http_app import MCP_PATH, SandboxHttpApp
 from sandbox_mcp.http_names import allowed_names
+from sandbox_mcp.json_answers import StandaloneRequests
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.server import SandboxServer
 from sandbox_mcp.stdio_transport import stdio_transport
@@ -116,12 +117,14 @@ async def _sessions(sandbox: Sandbox, settings: Settings) -> AsyncGenerator[Stre
     """Give the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
     options: dict[str, Any] = {
         "app": _server_for(sandbox, settings).mcp,
-        "stateless": settings.older_sessions_are_stateless,
         "session_idle_timeout": SESSION_IDLE_SECONDS,
         "max_sessions": MAX_SESSIONS,
         "max_request_body_size": settings.max_request_bytes,
     }
-    if settings.older_sessions_are_stateless or not settings.shares_state:
+    if settings.older_sessions_are_stateless:
+        yield StandaloneRequests(**options)
+        return
+    if not settings.shares_state:
         yield StreamableHTTPSessionManager(**options)
         return
     from sandbox_adapters.container import redis_connection
