@@ -121,12 +121,16 @@ async def test_cancelled_notification_of_an_older_client(
 @pytest.mark.parametrize("mode", MODES)
 async def test_cancelled_client_call_ends_the_program(server: Served, mode: str) -> None:
     mark, command = marked_sleep(30)
+    session = f"cancelled-{mark[-12:]}"
     async with connected(server.url, mode) as client:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.call_tool, "execute_code", {"command": command})
+            tasks.start_soon(client.call_tool, "execute_code", {"command": command, "session_id": session})
             await until(lambda: processes_with(mark), "the program runs")
             tasks.cancel_scope.cancel()
         await until(lambda: not processes_with(mark), "the program is gone")
+        assert await final_status(server, session) == "cancelled"
+        # The SDK's client breaks when it is left while an answer that nobody waits for comes in.
+        await client.call_tool("list_executions", {})
 
 
 @pytest.mark.parametrize("era", ["modern", "older"])
