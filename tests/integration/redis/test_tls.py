@@ -1,0 +1,95 @@
+"""Redis over TLS: reached with the authority named, refused without it, and used by a whole sandbox."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import SecretStr
+
+from sandbox_adapters import Settings, open_sandbox
+from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
+from sandbox_core.domain.errors import StoreUnavailable
+from sandbox_core.testing import Script, ScriptedRunner
+from tests.redis_server import running_redis
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 that vouches for itself; its key is beside it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "redis.pem"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "redis.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def tls_port(certificate: Path) -> Iterator[int]:
+    """The port of a Redis that asks for a password and speaks TLS there."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is missing; apt-get install redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with running_redis(
+        *("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-auth-clients", "no"),
+        *("--tls-key-file", str(certificate.with_name("redis.key")), "--tls-ca-cert-file", str(certificate)),
+        *("--user", "app", "on", ">s3cret", "~*", "&*", "+@all"),
+    ):
+        yield port
+
+
+async def test_a_whole_sandbox_keeps_its_state_behind_tls(certificate: Path, tls_port: int) -> None:
+    url = f"rediss://app:s3cret@127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}"
+    async with open_sandbox(Settings(redis_url=SecretStr(url)), runner=ScriptedRunner({"true": Script()})) as sandbox:
+        result = await sandbox.run("true")
+        assert (result.status, result.exit_code) == ("completed", 0)
+        assert (await sandbox.health()).status == "ok"
+        assert [entry.id for entry in (await sandbox.list()).executions] == [result.execution_id]
+
+
+async def test_a_server_that_nobody_vouches_for_is_refused(tls_port: int) -> None:
+    options = RedisOptions(url=SecretStr(f"rediss://app:s3cret@127.0.0.1:{tls_port}/0"), timeout_seconds=2)
+    async with RedisConnection(options) as redis:
+        with pytest.raises(StoreUnavailable) as refused:
+            await redis.command("PING")
+    assert "s3cret" not in str(refused.value)
+
+
+async def test_without_tls_it_is_not_spoken_to(tls_port: int) -> None:
+    options = RedisOptions(url=SecretStr(f"redis://app:s3cret@127.0.0.1:{tls_port}/0"), timeout_seconds=2)
+    async with RedisConnection(options) as redis:
+        with pytest.raises(StoreUnavailable):
+            await redis.command("PING")
