@@ -37,17 +37,16 @@ TERMINAL = frozenset({"exit", "timeout", "cancelled", "error"})
 class Replica(Served):
     """One replica that can be stopped and started again on its port."""
 
-    def __init__(self, directory: Path, variables: dict[str, str], command: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, variables: dict[str, str]) -> None:
         self._directory = directory
         self._variables = variables
-        self._command = list(command)
         port = free_port()
         super().__init__(self._start(port), port, directory / f"replica-{port}.log")
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         with (self._directory / f"replica-{port}.log").open("ab") as log:
             return subprocess.Popen(
-                [*self._command, sandbox_program(), "serve", "--port", str(port)],
+                [sandbox_program(), "serve", "--port", str(port)],
                 env=environment(**self._variables),
                 cwd=self._directory,
                 stdin=subprocess.DEVNULL,
@@ -90,15 +89,13 @@ class Replica(Served):
 
 
 @contextmanager
-def replicas(
-    redis: RedisServer, directory: Path, count: int = 3, *, command: Sequence[str] = (), **variables: str
-) -> Iterator[list[Replica]]:
+def replicas(redis: RedisServer, directory: Path, count: int = 3, **variables: str) -> Iterator[list[Replica]]:
     """Start replicas on free ports that share `redis`."""
     given = {"REDIS_URL": redis.url, "SANDBOX_LEASE_SECONDS": str(LEASE_SECONDS), **variables}
     started: list[Replica] = []
     try:
         for _ in range(count):
-            started.append(Replica(directory, given, command))
+            started.append(Replica(directory, given))
         for replica in started:
             replica.wait_ready()
         yield started
