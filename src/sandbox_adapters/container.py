@@ -36,9 +36,8 @@ from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.ports.store import Quota, StateStore
 
 if TYPE_CHECKING:
+    from sandbox_adapters.message_log import MessageLog
     from sandbox_adapters.redis_connection import RedisConnection
-
-if TYPE_CHECKING:
     from sandbox_adapters.runners.network import Egress
 
 ISOLATING_RUNNERS = frozenset({"bubblewrap"})
@@ -169,6 +168,13 @@ def redis_control(connection: RedisConnection, node: NodeId, store: StateStore) 
     return RedisControlChannel(connection=connection, node=node, locate=node_in(store))
 
 
+def message_log(settings: Settings, connection: RedisConnection) -> MessageLog:
+    """Return where the streams of older clients are kept."""
+    from sandbox_adapters.message_log import MessageLog
+
+    return MessageLog(connection, ttl_seconds=settings.ttl_seconds)
+
+
 def queue_kind(settings: Settings) -> str:
     """Return where pending executions wait: here, here with replicas that take over, or where all workers take them."""
     if settings.queue_url is not None:
@@ -260,6 +266,11 @@ class SandboxContainer(containers.DeclarativeContainer):
         settings.provided.state,
         memory=providers.Singleton(LocalControlChannel),
         redis=providers.Singleton(redis_control, connection, node, store),
+    )
+    messages = providers.Selector(
+        settings.provided.state,
+        memory=providers.Object(None),
+        redis=providers.Singleton(message_log, settings, connection),
     )
     own_runner = providers.Selector(
         settings.provided.runner,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from copy import copy
 from importlib.metadata import version
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import anyio
 
@@ -28,6 +29,9 @@ from sandbox_core.ports.queue import ExecutionQueue
 from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.ports.store import ExecutionPage, StateStore
 
+if TYPE_CHECKING:
+    from sandbox_adapters.message_log import MessageLog
+
 DEFAULT_RESULT_BYTES = 16 * 1024 * 1024
 """Output that `run` and `wait` bring at most, bytes; over the default cap of the policy, so all of it by default."""
 
@@ -42,7 +46,8 @@ class Sandbox:
     """Runs commands for one principal. Made by `open_sandbox`; every method raises ExecutionNotFound for foreign ids.
 
     `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
-    ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for.
+    ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for. `messages`
+    keeps streams of MCP servers where other processes find them; None with state in memory.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Sandbox:
         runner: ProcessRunner,
         limits: Limits,
         capabilities: Capabilities,
+        messages: MessageLog | None = None,
         principal: Principal = LOCAL_PRINCIPAL,
     ) -> None:
         self.settings = settings
@@ -64,23 +70,16 @@ class Sandbox:
         self.service = service
         self.supervisor = supervisor
         self.runner = runner
+        self.messages = messages
         self.principal = principal
         self._store = store
         self._queue = queue
 
     def for_principal(self, principal: Principal) -> Sandbox:
         """Return the same sandbox as another caller sees it: own executions, own quota."""
-        return Sandbox(
-            settings=self.settings,
-            service=self.service,
-            supervisor=self.supervisor,
-            store=self._store,
-            queue=self._queue,
-            runner=self.runner,
-            limits=self.limits,
-            capabilities=self.capabilities,
-            principal=principal,
-        )
+        theirs = copy(self)
+        theirs.principal = principal
+        return theirs
 
     async def run(
         self,
@@ -353,4 +352,5 @@ def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:
         runner=container.runner(),
         limits=container.limits(),
         capabilities=container.capabilities(),
+        messages=container.messages(),
     )

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_policy
 from sandbox_adapters.settings_egress import EgressSettings
+from sandbox_adapters.settings_http import HttpSettings
 from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_adapters.settings_secrets import SecretSettings
 from sandbox_adapters.settings_workers import WorkerSettings
@@ -27,7 +28,6 @@ _TOKEN = re.compile(r"[!-~]{1,4096}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 PathList = Annotated[tuple[Path, ...], NoDecode]
-NameList = Annotated[tuple[str, ...], NoDecode]
 PolicyJson = Annotated[dict[str, Any], NoDecode]
 
 
@@ -54,7 +54,7 @@ class _ReadableErrors(BaseSettings):
             raise SettingsError(f"The environment cannot be read: {error}") from None
 
 
-class Settings(_ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, EgressSettings):
+class Settings(_ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, EgressSettings, HttpSettings):
     """What an operator can set. Arguments win over the environment (`SANDBOX_` and the name; `REDIS_URL` as it is).
 
     Raises SettingsError with one sentence for each field that cannot be used.
@@ -186,43 +186,6 @@ class Settings(_ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, E
     read_only_paths: PathList = Field(
         default=(),
         description="Extra host paths visible inside, read-only; absolute, separated by commas, or a JSON list.",
-    )
-    allowed_hosts: NameList = Field(
-        default=(),
-        description="Host headers that are accepted beside the bound address; separated by commas, or a JSON list.",
-    )
-    allowed_origins: NameList = Field(
-        default=(),
-        description="Origin headers that are accepted; separated by commas, or a JSON list.",
-    )
-    max_request_bytes: int = Field(
-        default=4 * 1024 * 1024,
-        ge=1024,
-        le=1 << 30,
-        description="Largest HTTP request body, bytes.",
-    )
-    header_timeout_seconds: float = Field(
-        default=10,
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
-        description="Time to receive the headers of a request, seconds.",
-    )
-    body_timeout_seconds: float = Field(
-        default=30,
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
-        description="Time to receive the body of a request, seconds.",
-    )
-    guide_replies: bool = Field(
-        default=False,
-        description="Replies in the shape of the guide's server, events included (srt-mcp-server sets it).",
-    )
-    older_sessions: Literal["auto", "stateless", "sticky"] = Field(
-        default="auto",
-        description="Older MCP clients: `stateless`, any replica serves them; `sticky`, each has a session in one "
-        "replica. `auto`: stateless with shared state, else sticky.",
     )
     lease_seconds: float = Field(
         default=9,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -62,8 +60,9 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
     names = allowed_names(settings)
     tokens = load_auth_tokens(settings)
     with bound_socket(settings.host, settings.port) as listener, stop_on_signals() as stop:
-        async with open_sandbox(settings) as sandbox, _sessions(sandbox, settings) as manager:
+        async with open_sandbox(settings) as sandbox:
             stop.started = True
+            manager = _sessions(sandbox, settings)
             app = SandboxHttpApp(sandbox, manager, settings, names=names, tokens=tokens)
             web = QuietServer(uvicorn_config(app, settings))
             async with anyio.create_task_group() as tasks:
@@ -112,9 +111,8 @@ async def run_stdio(settings: Settings) -> None:
     _log.info("Stopped")
 
 
-@asynccontextmanager
-async def _sessions(sandbox: Sandbox, settings: Settings) -> AsyncGenerator[StreamableHTTPSessionManager, None]:
-    """Give the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
+def _sessions(sandbox: Sandbox, settings: Settings) -> StreamableHTTPSessionManager:
+    """Return the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
     options: dict[str, Any] = {
         "app": _server_for(sandbox, settings).mcp,
         "session_idle_timeout": SESSION_IDLE_SECONDS,
@@ -122,17 +120,12 @@ async def _sessions(sandbox: Sandbox, settings: Settings) -> AsyncGenerator[Stre
         "max_request_body_size": settings.max_request_bytes,
     }
     if settings.older_sessions_are_stateless:
-        yield StandaloneRequests(**options)
-        return
-    if not settings.shares_state:
-        yield StreamableHTTPSessionManager(**options)
-        return
-    from sandbox_adapters.container import redis_connection
-    from sandbox_adapters.message_log import MessageLog
+        return StandaloneRequests(**options)
+    if sandbox.messages is None:
+        return StreamableHTTPSessionManager(**options)
     from sandbox_mcp.resumption import ResumableSessions
 
-    async with redis_connection(settings) as connection:
-        yield ResumableSessions(log=MessageLog(connection, ttl_seconds=settings.ttl_seconds), **options)
+    return ResumableSessions(log=sandbox.messages, **options)
 
 
 def _settle_memory() -> None:

@@ -28,8 +28,9 @@ def test_every_provider_resolves_under_every_configuration(configuration: dict[s
     assert runner.name == configuration["runner"]
     # What the runner can hold is known once it is entered, which needs a real machine: a scripted one answers here.
     container.runner.override(ScriptedRunner())
-    for name, provider in container.providers.items():
-        assert provider() is not None, name
+    # State in memory has no log of messages: older clients' streams live in the server itself.
+    absent = {"messages"} if configuration["state"] == "memory" else set()
+    assert {name for name, provider in container.providers.items() if provider() is None} == absent
     assert isinstance(container.service(), ExecutionService)
     assert isinstance(container.supervisor(), ExecutionSupervisor)
 
