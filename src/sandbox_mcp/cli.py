@@ -43,6 +43,11 @@ class RunnerName(StrEnum):
     LOCAL = "local"
 
 
+Runner = Annotated[RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")]
+LogFile = Annotated[str | None, typer.Option(help='Log file; "" for none. [SANDBOX_LOG_FILE, sandbox_server.log]')]
+LogLevel = Annotated[str | None, typer.Option(help="Least level that is logged. [SANDBOX_LOG_LEVEL, INFO]")]
+
+
 @app.command()
 @guide_app.command()
 def serve(
@@ -75,9 +80,7 @@ def serve(
     timeout: Annotated[
         float | None, typer.Option(help="Largest timeout of an execution, seconds. [SANDBOX_TIMEOUT, 300]")
     ] = None,
-    runner: Annotated[
-        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
-    ] = None,
+    runner: Runner = None,
     local_runner: Annotated[
         bool | None,
         typer.Option(
@@ -91,10 +94,8 @@ def serve(
     allowed_origin: Annotated[
         list[str] | None, typer.Option(help="Origin header to accept; may be repeated. [SANDBOX_ALLOWED_ORIGINS]")
     ] = None,
-    log_file: Annotated[
-        str | None, typer.Option(help='Log file; "" for none. [SANDBOX_LOG_FILE, sandbox_server.log]')
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="Least level that is logged. [SANDBOX_LOG_LEVEL, INFO]")] = None,
+    log_file: LogFile = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Serve MCP clients. Flags win over the environment; docs/configuration.md has every variable."""
     from sandbox_mcp.cli_serve import run_server
@@ -128,13 +129,9 @@ def worker(
     port: Annotated[
         int | None, typer.Option(help="Port of /health on loopback; 0 takes a free one. [SANDBOX_WORKER_PORT, 8090]")
     ] = None,
-    runner: Annotated[
-        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
-    ] = None,
-    log_file: Annotated[
-        str | None, typer.Option(help='Log file; "" for none. [SANDBOX_LOG_FILE, sandbox_server.log]')
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="Least level that is logged. [SANDBOX_LOG_LEVEL, INFO]")] = None,
+    runner: Runner = None,
+    log_file: LogFile = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Run what servers put into the queue at SANDBOX_QUEUE_URL. SIGTERM drains; a second one hurries."""
     from sandbox_mcp.cli_serve import run_worker
@@ -188,9 +185,7 @@ def run(
         str | None,
         typer.Option(metavar="FILE|JSON", help="A policy in the shape of sandbox_config; options add to it."),
     ] = None,
-    runner: Annotated[
-        RunnerName | None, typer.Option(help="local isolates nothing. [SANDBOX_RUNNER, bubblewrap]")
-    ] = None,
+    runner: Runner = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")] = False,
     verbose: Annotated[
