@@ -7,7 +7,7 @@ import pytest
 
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_core.domain.errors import ServerDraining, ServerFull
-from sandbox_core.ports.queue import ExecutionQueue, QueueItem
+from sandbox_core.ports.queue import ExecutionQueue, QueueItem, QueueStats
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, settle
@@ -30,6 +30,15 @@ class TestLocalQueue(ExecutionQueueContract):
             return LocalQueue(max_depth=max_depth, max_per_principal=max_per_principal)
 
         return make
+
+
+@pytest.mark.anyio
+async def test_it_tells_since_when_the_oldest_waits() -> None:
+    queue = LocalQueue()
+    first, second = item("p1"), item("p2")
+    for put in (second, first):
+        await queue.put(put)
+    assert await queue.stats() == QueueStats(2, first.queued_at)
 
 
 @pytest.mark.anyio

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from sandbox_core.domain.errors import ServerDraining, StoreUnavailable
-from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
+from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem, QueueStats
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import BOUND_SECONDS, Gate, MakeQueue, everyone, item, take_all
 from tests.redis_server import RedisServer
@@ -233,6 +233,18 @@ class TestBeyondTheContract:
         await queue.put(put)
         await queue.put(put)
         assert await queue.depth() == 1
+
+    async def test_it_tells_since_when_the_oldest_waits_whatever_was_lost_before_it(
+        self, join: Join, redis_server: RedisServer
+    ) -> None:
+        queue = await join()
+        puts = [item(f"p{number}", '"queued_at":"1"') for number in range(3)]
+        for put in reversed(puts):
+            await queue.put(put)
+        assert await queue.stats() == QueueStats(3, puts[0].queued_at)
+        redis_server.ask("HDEL", "one:queue:items", puts[0].execution_id)
+        assert await queue.stats() == QueueStats(2, puts[1].queued_at)
+        assert redis_server.ask("ZCARD", "one:queue:since") == 2
 
     async def test_every_key_expires_and_an_empty_queue_leaves_only_its_clockwork(
         self, join: Join, redis_server: RedisServer

@@ -55,6 +55,7 @@ class AdoptingQueue:
         self.recheck = queue.recheck
         self.close = queue.close
         self.depth = queue.depth
+        self.stats = queue.stats
 
     async def __aenter__(self) -> Self:
         await self._queue.__aenter__()

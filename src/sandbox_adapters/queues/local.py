@@ -12,7 +12,7 @@ from sandbox_adapters.clock import SystemClock
 from sandbox_core.domain.errors import ServerDraining, ServerFull
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.ports.clock import Clock
-from sandbox_core.ports.queue import Admit, Delivery, QueueItem
+from sandbox_core.ports.queue import Admit, Delivery, QueueItem, QueueStats
 
 _TURNS = 16
 """How many of the last turns the estimate of the waiting time looks at."""
@@ -154,6 +154,11 @@ class LocalQueue:
     async def depth(self) -> int:
         """Return how many items wait."""
         return len(self._waiting)
+
+    async def stats(self) -> QueueStats:
+        """Return how many items wait, and since when."""
+        heads = (lane.items[0].queued_at for lanes in self._ring.values() for lane in lanes.values())
+        return QueueStats(len(self._waiting), min(heads, default=None))
 
     async def _ask(self, admit: Admit, lane: _Lane, item: QueueItem) -> bool:
         lane.asked, round_asked = item, self._round

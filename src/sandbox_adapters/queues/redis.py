@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from sandbox_adapters.queues.redis_items import decode_item, encode_item
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId
-from sandbox_core.ports.queue import Admit, Delivery, QueueItem
+from sandbox_core.ports.queue import Admit, Delivery, QueueItem, QueueStats
 
 _log = logging.getLogger("sandbox_adapters.queue")
 
@@ -174,6 +175,11 @@ class RedisQueue:
     async def depth(self) -> int:
         """Return how many items wait, over all processes."""
         return int(await self._connection.command("HLEN", f"{self._connection.namespace}queue:items"))
+
+    async def stats(self) -> QueueStats:
+        """Return how many items wait, and since when, in one script."""
+        depth, oldest = await self._run(scripts.STATS)
+        return QueueStats(int(depth), datetime.fromisoformat(oldest.decode()) if oldest else None)
 
     async def waiting(self, ids: Sequence[bytes]) -> set[bytes]:
         """Return those of these ids that wait here."""

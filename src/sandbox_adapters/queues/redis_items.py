@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sandbox_adapters.redis_connection import key_part
@@ -22,7 +22,7 @@ def encode_item(item: QueueItem) -> str:
         "execution_id": item.execution_id,
         "principal": item.principal,
         "session_id": item.session_id,
-        "queued_at": item.queued_at.isoformat(),
+        "queued_at": item.queued_at.astimezone(UTC).isoformat(),  # so that texts sort as the times do
     }
     return f"{lane_of(item)} {json.dumps(document, separators=(',', ':'))}"
 

@@ -6,6 +6,7 @@ quoted by `key_part`, so that no value of a caller reaches a key of another kind
 | key | what |
 | --- | --- |
 | `items` | hash, execution id -> `lane {json}`: everything that waits |
+| `since` | sorted set of `queued-at execution-id` of everything that waits, what waits longest first |
 | `lane:{lane}` | list of execution ids in order of arrival |
 | `lanes:{principal}` | sorted set of the principal's lanes, the one to be served next first |
 | `ring` | sorted set of principals, the one to be served next first |
@@ -35,6 +36,7 @@ _PRELUDE: Final = """
 local Q, KEEP = ARGV[1] .. 'queue:', ARGV[2]
 local items, counts, ring, asked = Q .. 'items', Q .. 'counts', Q .. 'ring', Q .. 'asked'
 local held, held_items, wake, state, turns = Q .. 'held', Q .. 'held:items', Q .. 'wake', Q .. 'state', Q .. 'turns'
+local since = Q .. 'since'
 
 local function now()
   local t = redis.call('TIME')
@@ -61,6 +63,9 @@ local function wake_one(most)
   end
 end
 
+-- Times are all in UTC and so sort as texts. Quotes in what callers named are escaped, and so match nothing here.
+local function age_mark(id, value) return (string.match(value, '"queued_at":"([^"]+)"') or '') .. ' ' .. id end
+
 local function enter(id, value, in_front)
   local lane = string.match(value, '^(%S+) ')
   local p = principal_of(lane)
@@ -68,6 +73,7 @@ local function enter(id, value, in_front)
   if redis.call('HLEN', items) == 0 then redis.call('HSET', state, 'began', now()) end
   redis.call('HSET', items, id, value)
   redis.call('HINCRBY', counts, p, 1)
+  redis.call('ZADD', since, 0, age_mark(id, value))
   if in_front then
     redis.call('LPUSH', list, id)
     redis.call('ZADD', ring, place_in_front(ring), p)
@@ -77,7 +83,7 @@ local function enter(id, value, in_front)
     redis.call('ZADD', ring, 'NX', place_at_end(), p)
     redis.call('ZADD', lanes, 'NX', place_at_end(), lane)
   end
-  keep(items, counts, list, ring, lanes, state)
+  keep(items, counts, list, ring, lanes, state, since)
   wake_one(MAX_TOKENS)
 end
 
@@ -93,10 +99,11 @@ local function forget(id)
   local lane = string.match(value, '^(%S+) ')
   local p = principal_of(lane)
   redis.call('HDEL', items, id)
+  redis.call('ZREM', since, age_mark(id, value))
   redis.call('LREM', Q .. 'lane:' .. lane, 1, id)
   if redis.call('HINCRBY', counts, p, -1) <= 0 then redis.call('HDEL', counts, p) end
   if redis.call('LLEN', Q .. 'lane:' .. lane) == 0 then leave_ring(lane, p) end
-  if redis.call('HLEN', items) == 0 then redis.call('DEL', wake) end
+  if redis.call('HLEN', items) == 0 then redis.call('DEL', wake, since) end
   return value, lane, p
 end
 """.replace("MAX_TOKENS", str(MAX_TOKENS))
@@ -209,7 +216,7 @@ if not lane then
 end
 if lane then
   redis.call('HSET', asked, lane, question .. ' ' .. string.format('%.0f', at + ARGV[4]))
-  keep(items, counts, ring, asked, state, Q .. 'lanes:' .. principal_of(lane), Q .. 'lane:' .. lane)
+  keep(items, counts, ring, asked, state, since, Q .. 'lanes:' .. principal_of(lane), Q .. 'lane:' .. lane)
   return {1, id, lane, string.match(redis.call('HGET', items, id), '^%S+ (.*)$')}
 end
 return {0, back_in}
@@ -284,6 +291,22 @@ local is_asked = mark and redis.call('LINDEX', Q .. 'lane:' .. lane, 0) == ARGV[
 forget(ARGV[3])
 return is_asked and 0 or 1
 """)
+
+STATS: Final = _script(
+    """
+-- Answers how many wait, and since when the first of them. A mark whose item was lost is cleared away.
+local depth, oldest = redis.call('HLEN', items), ''
+for _, mark in ipairs(redis.call('ZRANGE', since, 0, RECLAIMED)) do
+  local at, id = string.match(mark, '^(%S*) (.*)$')
+  if redis.call('HEXISTS', items, id) == 1 then
+    oldest = at
+    break
+  end
+  redis.call('ZREM', since, mark)
+end
+return {depth, oldest}
+""".replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
+)
 
 PASS_ON: Final = _script(
     """

@@ -95,6 +95,7 @@ class SharedQueue:
         self.remove = local.remove
         self.recheck = local.recheck
         self.depth = local.depth
+        self.stats = local.stats
 
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()

@@ -28,6 +28,17 @@ class Delivery:
     receipt: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """What waits, over all processes that share the queue.
+
+    `oldest_queued_at` is when what waits longest was queued; None when nothing waits, and where the engine cannot tell.
+    """
+
+    depth: int
+    oldest_queued_at: datetime | None = None
+
+
 Admit = Callable[[QueueItem], Awaitable[bool]]
 """Asked before an item is handed over; False leaves it waiting (its session or principal has no place)."""
 
@@ -76,4 +87,8 @@ class ExecutionQueue(Protocol):
 
     async def depth(self) -> int:
         """Return how many items wait."""
+        ...
+
+    async def stats(self) -> QueueStats:
+        """Return how many items wait and since when; one question to the engine, however much waits."""
         ...

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from sandbox_core.domain.errors import ServerFull
+from sandbox_core.ports.queue import QueueStats
 from sandbox_core.testing.queue_harness import BOUND_SECONDS, MakeQueue, everyone, item, take_all
 
 
@@ -23,6 +24,24 @@ class QueueBoundsContract:
         assert 1 <= caught.value.retry_after_seconds <= 30
         assert await queue.depth() == 3
         assert set(await take_all(queue, 3)) == set(puts)
+
+    async def test_it_tells_since_when_what_waits_longest_waits_or_never(self, make_queue: MakeQueue) -> None:
+        queue = await make_queue()
+        assert await queue.stats() == QueueStats(0, None)
+        puts = [item(f"p{number % 2}", f"s{number}") for number in range(3)]
+        for put in puts:
+            await queue.put(put)
+        told = (await queue.stats()).oldest_queued_at is not None
+        for left in (3, 2, 1):
+            oldest = puts[3 - left]
+            assert await queue.stats() == QueueStats(left, oldest.queued_at if told else None)
+            with anyio.fail_after(BOUND_SECONDS):
+                delivery = await queue.take(everyone)
+            assert delivery.item == oldest
+            await queue.give_back(delivery)
+            assert await queue.stats() == QueueStats(left, oldest.queued_at if told else None)
+            await take_all(queue, 1)
+        assert await queue.stats() == QueueStats(0, None)
 
     async def test_one_principal_cannot_fill_the_queue(self, make_queue: MakeQueue) -> None:
         queue = await make_queue(max_depth=10, max_per_principal=2)
