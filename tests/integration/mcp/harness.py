@@ -9,7 +9,7 @@ import socket
 import subprocess  # noqa: TID251  # the server under test is a program
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +57,7 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
     """Start a server on a free port with only these `SANDBOX_` variables; kill it at the end if it still runs."""
     port = free_port()
     log = directory / f"server-{port}.log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sandbox_program(), "serve", "--port", str(port), *arguments],
-            env=environment(**variables),
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-        )
+    process = start_sandbox(directory, ["serve", "--port", str(port), *arguments], log, **variables)
     try:
         served = Served(process, port, log)
         eventually(lambda: _answers(served), f"the server answers; its log: {log.read_text()}")
@@ -78,6 +70,19 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def start_sandbox(directory: Path, arguments: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Start `sandbox` with these arguments; what it prints is appended to `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sandbox_program(), *arguments],
+            env=environment(**variables),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess  # noqa: TID251  # the servers under test are programs
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +18,10 @@ from tests.integration.mcp.harness import (
     PATIENCE_SECONDS,
     Served,
     call,
-    environment,
     eventually,
     free_port,
-    sandbox_program,
 )
+from tests.integration.program import Program, close_all
 from tests.redis_server import RedisServer
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -34,58 +32,8 @@ LOST_WITHIN_SECONDS = 15.0
 TERMINAL = frozenset({"exit", "timeout", "cancelled", "error"})
 
 
-class Replica(Served):
-    """One replica that can be stopped and started again on its port."""
-
-    def __init__(self, directory: Path, variables: dict[str, str]) -> None:
-        self._directory = directory
-        self._variables = variables
-        port = free_port()
-        super().__init__(self._start(port), port, directory / f"replica-{port}.log")
-
-    def _start(self, port: int) -> subprocess.Popen[bytes]:
-        with (self._directory / f"replica-{port}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sandbox_program(), "serve", "--port", str(port)],
-                env=environment(**self._variables),
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def start_again(self) -> None:
-        """Start it on the same port, once the one before has ended."""
-        self.process.wait(PATIENCE_SECONDS)
-        self.process = self._start(self.port)
-
-    def wait_ready(self) -> None:
-        """Return when it answers at all."""
-        eventually(self._answers, f"replica answers; its log: {self.log.read_text()}", seconds=2 * PATIENCE_SECONDS)
-
-    def kill(self) -> None:
-        """End it as a crash would."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(PATIENCE_SECONDS)
-
-    def close(self) -> None:
-        """End it, in whatever state it is."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            self.health()
-        except httpx2.HTTPError:
-            return False
-        return True
+Replica = Program
+"""One replica that can be stopped and started again on its port."""
 
 
 @contextmanager
@@ -95,16 +43,12 @@ def replicas(redis: RedisServer, directory: Path, count: int = 3, **variables: s
     started: list[Replica] = []
     try:
         for _ in range(count):
-            started.append(Replica(directory, given))
+            started.append(Replica(directory, ["serve"], given))
         for replica in started:
             replica.wait_ready()
         yield started
     finally:
-        for replica in started:
-            if replica.process.poll() is None:
-                replica.process.send_signal(signal.SIGTERM)
-        for replica in started:
-            replica.close()
+        close_all(started)
 
 
 @contextmanager
