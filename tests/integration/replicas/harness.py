@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from mcp import Client
 
+from sandbox_core.testing.history import log_faults
 from tests.integration.mcp.harness import (
     PATIENCE_SECONDS,
     Served,
@@ -28,8 +29,6 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 LEASE_SECONDS = 4.5
 LOST_WITHIN_SECONDS = 15.0
 """What is promised with the default lease; these replicas have a shorter one."""
-
-TERMINAL = frozenset({"exit", "timeout", "cancelled", "error"})
 
 
 Replica = Program
@@ -109,9 +108,8 @@ async def whole_log(client: Client, execution_id: str) -> list[dict[str, object]
 
 def check_log(events: Sequence[dict[str, object]], *, ended: bool = True) -> None:
     """Fail unless the log is numbered 1, 2, 3 … and its one terminal event, if it has ended, is the last."""
-    assert [event["event_id"] for event in events] == [str(number) for number in range(1, len(events) + 1)]
-    terminal = [index for index, event in enumerate(events) if event["type"] in TERMINAL]
-    assert terminal == ([len(events) - 1] if ended else []), [event["type"] for event in events]
+    faults = log_faults([(int(str(event["event_id"])), str(event["type"])) for event in events], ended=ended)
+    assert not faults, faults
 
 
 def printed(events: Sequence[dict[str, object]]) -> str:
