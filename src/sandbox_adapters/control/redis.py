@@ -16,13 +16,12 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from types import TracebackType
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 from redis.exceptions import RedisError
 
+from sandbox_adapters.background import Background
 from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.control.mailbox import Letter, Mailboxes
 from sandbox_adapters.control.messages import (
@@ -82,7 +81,7 @@ return redis.call('EXPIRE', KEYS[1], ARGV[2])
 """)
 
 
-class RedisControlChannel:
+class RedisControlChannel(Background):
     """ControlChannel over Redis. Satisfies `ControlChannel` while its context lasts; asyncio only.
 
     Args:
@@ -100,6 +99,7 @@ class RedisControlChannel:
         locate: Locate,
         answer_timeout_seconds: float = 5,
     ) -> None:
+        super().__init__(self._listen)
         self._connection = connection
         self._node = node
         self._locate = locate
@@ -109,20 +109,6 @@ class RedisControlChannel:
         self._turns = _Turns()
         self._asked: dict[str, _Question] = {}
         self._working = 0
-        self._tasks: TaskGroup | None = None
-
-    async def __aenter__(self) -> RedisControlChannel:
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listen)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
 
     def own(self, execution_id: ExecutionId, handler: Handler) -> AbstractAsyncContextManager[None]:
         """Receive this execution's messages while the context lasts; no word to Redis. See `Mailboxes.own`."""

@@ -6,9 +6,7 @@ import logging
 from types import TracebackType
 from typing import Final, Self
 
-import anyio
-from anyio.abc import TaskGroup
-
+from sandbox_adapters.background import Background, rounds
 from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.queues.shared import ADOPT, AT_ONCE, pending_item
 from sandbox_adapters.redis_connection import RedisConnection
@@ -23,7 +21,7 @@ LOOKED_AT_MS: Final = 60_000
 """Each pending execution is looked at so often, by one of all processes, while it waits in the queue."""
 
 
-class AdoptingQueue:
+class AdoptingQueue(Background):
     """ExecutionQueue. Satisfies `ExecutionQueue` while its context lasts; asyncio only. All else as RedisQueue.
 
     RedisStateStore notes each pending execution with a time until which nobody needs to care for it. Once in a
@@ -41,12 +39,12 @@ class AdoptingQueue:
     def __init__(
         self, *, queue: RedisQueue, store: StateStore, state: RedisConnection, clock: Clock, lease_seconds: float
     ) -> None:
+        super().__init__(self._work)
         self._queue = queue
         self._store = store
         self._state = state
         self._clock = clock
         self._every = lease_seconds
-        self._tasks: TaskGroup | None = None
         self.put = queue.put
         self.take = queue.take
         self.done = queue.done
@@ -59,28 +57,25 @@ class AdoptingQueue:
 
     async def __aenter__(self) -> Self:
         await self._queue.__aenter__()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._work)
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
-        await self._queue.__aexit__(kind, error, trace)
+        try:
+            await super().__aexit__(kind, error, trace)
+        finally:
+            await self._queue.__aexit__(kind, error, trace)
 
     async def _work(self) -> None:
-        due = self._clock.monotonic()
-        while True:
-            try:
-                await self._adopt()
-            except (InfrastructureError, ServerFull, ServerDraining) as error:
-                _log.warning("what no server has queued could not be queued: %s", error)
-            due = max(due, self._clock.monotonic()) + self._every
-            await self._clock.sleep_until(due)
+        await rounds(
+            self._adopt,
+            clock=self._clock,
+            every_seconds=self._every,
+            log=_log,
+            complaint="what no server has queued could not be queued",
+            tolerated=(InfrastructureError, ServerFull, ServerDraining),
+        )
 
     async def _adopt(self) -> None:
         key = f"{self._state.namespace}waiting"

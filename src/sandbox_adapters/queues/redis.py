@@ -11,14 +11,13 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 from redis.exceptions import RedisError
 
+from sandbox_adapters.background import Background
 from sandbox_adapters.queues import redis_scripts as scripts
 from sandbox_adapters.queues.redis_items import decode_item, encode_item
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
@@ -39,7 +38,7 @@ _LONGEST_PAUSE: Final = 1.0
 _FULL, _FULL_FOR_ONE = 1, 2
 
 
-class RedisQueue:
+class RedisQueue(Background):
     """ExecutionQueue over Redis. Satisfies `ExecutionQueue` while its context lasts; asyncio only.
 
     An item that was handed over is handed out again `visibility_seconds` after its taker's process was last heard of.
@@ -66,6 +65,7 @@ class RedisQueue:
         visibility_seconds: float = 9.0,
         ttl_seconds: float = 3600.0,
     ) -> None:
+        super().__init__(self._listen, self._renew)
         self._connection = connection
         self._max_depth = max_depth
         self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
@@ -73,7 +73,6 @@ class RedisQueue:
         self._visibility_ms = max(1, round(visibility_seconds * 1000))
         self._begin = (connection.namespace, round((ttl_seconds + LIFE_SECONDS) * 1000))
         self._closed = False
-        self._tasks: TaskGroup | None = None
         # As in LocalQueue: a refusal counts for the round in which its question began.
         self._round = 0
         self._refused: set[str] = set()
@@ -84,20 +83,6 @@ class RedisQueue:
         self._look_in = LOOK_SECONDS
         self._held: set[str] = set()
         self._holding = anyio.Event()
-
-    async def __aenter__(self) -> RedisQueue:
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listen)
-        self._tasks.start_soon(self._renew)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
 
     async def put(self, item: QueueItem) -> None:
         """Add an item; again, while it waits, is no error. Raises ServerFull, StoreUnavailable, ServerDraining."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-import anyio
-from anyio.abc import TaskGroup
-
+from sandbox_adapters.background import Background, rounds
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError, ServerFull, StoredDataCorrupt
@@ -59,7 +56,7 @@ return ids
 )
 
 
-class SharedQueue:
+class SharedQueue(Background):
     """ExecutionQueue of one replica among several, over a LocalQueue. Satisfies `ExecutionQueue`; asyncio only.
 
     RedisStateStore notes each pending execution with the time until which somebody vouches for it. While the context
@@ -83,6 +80,7 @@ class SharedQueue:
         clock: Clock,
         lease_seconds: float,
     ) -> None:
+        super().__init__(self._work)
         self._local = local
         self._store = store
         self._connection = connection
@@ -90,25 +88,11 @@ class SharedQueue:
         self._lease_seconds = lease_seconds
         self._waiting_key = f"{connection.namespace}waiting"
         self._closed = False
-        self._tasks: TaskGroup | None = None
         self.put = local.put
         self.remove = local.remove
         self.recheck = local.recheck
         self.depth = local.depth
         self.stats = local.stats
-
-    async def __aenter__(self) -> Self:
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._work)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
 
     async def take(self, admit: Admit) -> Delivery:
         """Wait for the next item that `admit` accepts."""
@@ -132,14 +116,13 @@ class SharedQueue:
         return ()
 
     async def _work(self) -> None:
-        due = self._clock.monotonic()
-        while True:
-            try:
-                await self._round()
-            except InfrastructureError as error:
-                _log.warning("what waits elsewhere could not be looked at: %s", error)
-            due = max(due, self._clock.monotonic()) + self._lease_seconds / 3
-            await self._clock.sleep_until(due)
+        await rounds(
+            self._round,
+            clock=self._clock,
+            every_seconds=self._lease_seconds / 3,
+            log=_log,
+            complaint="what waits elsewhere could not be looked at",
+        )
 
     async def _round(self) -> None:
         life = round(self._lease_seconds * 1000)
