@@ -18,6 +18,7 @@ from sandbox_core.ports.runner import ProcessRunner
 _HELD_BY_SERVER = {
     "timeout_seconds": "server",
     "idle_timeout_seconds": "server",
+    "queue_timeout_seconds": "server",
     "max_output_bytes": "server",
 }
 

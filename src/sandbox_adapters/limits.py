@@ -17,6 +17,7 @@ _MIB = 1024 * 1024
 BUILT_IN_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     LIMITS: {
         "timeout_seconds": 60,
+        "queue_timeout_seconds": 300,
         "max_output_bytes": 10 * _MIB,
         "max_processes": 512,
         "max_open_files": 1024,
@@ -34,9 +35,13 @@ BUILT_IN_CEILING: Mapping[str, Mapping[str, Any]] = {
         "max_open_files": 65536,
         "workspace_mb": 4096,
         "max_memory_mb": 16384,
+        "queue_timeout_seconds": 1800,
     },
 }
-"""What a request may ask at most; `timeout_seconds` comes from Settings.timeout. No domains."""
+"""What a request may ask at most; `timeout_seconds` comes from Settings.timeout. No domains.
+
+`queue_timeout_seconds` is at most half of Settings.ttl_seconds, since what waits must not be forgotten meanwhile.
+"""
 
 Screen = Callable[[ExecutionPolicy], Sequence[PolicyViolation]]
 
@@ -64,6 +69,8 @@ def limits_in_force(settings: Settings, unenforceable: Screen) -> Limits:
         )
     built_in_ceiling = _held({**BUILT_IN_CEILING, LIMITS: {**BUILT_IN_CEILING[LIMITS]}}, unenforceable)
     built_in_ceiling[LIMITS]["timeout_seconds"] = settings.timeout
+    longest = BUILT_IN_CEILING[LIMITS]["queue_timeout_seconds"]
+    built_in_ceiling[LIMITS]["queue_timeout_seconds"] = min(longest, settings.ttl_seconds / 2)
     ceiling = at_home(build_policy(_merged(built_in_ceiling, own)))
     asked_defaults = normalise_policy(settings.defaults)
     defaults = build_policy(_merged(_held(BUILT_IN_DEFAULTS, unenforceable), asked_defaults))

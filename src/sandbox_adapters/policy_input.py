@@ -30,6 +30,7 @@ TOP_LEVEL_LIMITS = (
     "workspace_mb",
     "idle_timeout_seconds",
     "timeout_seconds",
+    "queue_timeout_seconds",
 )
 """Limits that callers may also write beside the sections; the others stand under `resource_limits` only."""
 
@@ -65,6 +66,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "max_output_bytes": "Output that is kept, bytes; what is over it in the middle is dropped.",
     "idle_timeout_seconds": "End the program when it has printed nothing for so long, seconds.",
     "timeout_seconds": "End the program after so long, seconds.",
+    "queue_timeout_seconds": "Give up when it has waited so long for its start, seconds (failed, never_started).",
 }
 
 

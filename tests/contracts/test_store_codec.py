@@ -166,12 +166,12 @@ def test_what_version_1_wrote_is_still_read() -> None:
         TerminationReason.EXITED, exit_code=3, usage=ResourceUsage(wall_seconds=1.0, stdout_bytes=2)
     )
     assert execution.policy.filesystem == FilesystemPolicy(deny_read=("x",))
-    assert json.loads(encode_execution(execution))["v"] == 2
+    assert json.loads(encode_execution(execution))["v"] == 3
 
 
 def test_a_version_of_the_future_is_corrupt() -> None:
     with pytest.raises(StoredDataCorrupt):
-        decode_execution(_WRITTEN_BY_VERSION_1.replace(b'"v":1', b'"v":3'), "01JGFJJZ000000000000000000")
+        decode_execution(_WRITTEN_BY_VERSION_1.replace(b'"v":1', b'"v":99'), "01JGFJJZ000000000000000000")
 
 
 def test_what_no_json_can_hold_is_refused_when_it_is_written() -> None:

@@ -174,5 +174,5 @@ async def pending_item(store: StateStore, execution_id: ExecutionId) -> QueueIte
         execution_id=execution_id,
         principal=execution.principal,
         session_id=execution.session_id,
-        queued_at=execution.created_at,
+        queued_at=execution.queued_at,
     )

@@ -26,7 +26,9 @@ class CeilingRunner:
 
     def __init__(self, runner: ProcessRunner, ceiling: ExecutionPolicy) -> None:
         self._runner = runner
-        self._ceiling = ceiling
+        # Of the time in the queue there is nothing left to hold.
+        limits = replace(ceiling.resource_limits, queue_timeout_seconds=None)
+        self._ceiling = replace(ceiling, resource_limits=limits)
 
     @property
     def name(self) -> str:

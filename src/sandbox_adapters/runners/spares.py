@@ -130,4 +130,6 @@ class SparePool(Generic[_S]):
 
 def _of_the_runner(limits: ResourceLimits) -> ResourceLimits:
     """Return the limits that a sandbox is built with; the others are the supervisor's."""
-    return replace(limits, timeout_seconds=None, idle_timeout_seconds=None, max_output_bytes=None)
+    return replace(
+        limits, timeout_seconds=None, idle_timeout_seconds=None, queue_timeout_seconds=None, max_output_bytes=None
+    )

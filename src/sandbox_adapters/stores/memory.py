@@ -30,7 +30,7 @@ from sandbox_core.domain.errors import (
 from sandbox_core.domain.events import EventDraft, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId, Principal
-from sandbox_core.domain.status import TRANSITIONS, ExecutionStatus
+from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.store import Claim, ExecutionPage, Lease, ListQuery, LogPage, Place, Quota, Scope
 
@@ -134,6 +134,7 @@ class MemoryStateStore:
         if key is not None:
             self._keys[key] = execution.id
         self._listing.add(record.principal, record.session_id, record.status, record.id)
+        self._await_claim(record, execution)
         self._touch(record)
         self._evict()
         return self._decode(record)
@@ -164,6 +165,8 @@ class MemoryStateStore:
         record = self._find(execution_id)
         if record.status is not ExecutionStatus.PENDING:
             raise ClaimRefused(execution_id, f"it is {record.status}")
+        if self._is_overdue(record):
+            raise ClaimRefused(execution_id, "its time in the queue is over")
         execution = self._decode(record)
         execution = execution.apply(execution.start(node, self._clock.now()))
         self._store(record, execution, ())
@@ -174,8 +177,7 @@ class MemoryStateStore:
         record = self._find(execution_id)
         if record.status is not ExecutionStatus.RUNNING:
             raise ClaimRefused(execution_id, f"it is {record.status}")
-        expires = self._leases.get(record.id)
-        if expires is not None and expires > self._clock.monotonic():
+        if not self._is_overdue(record):
             raise ClaimRefused(execution_id, "its lease still holds")
         execution = self._decode(record)
         return Claim(self._lease(record, node, lease_seconds), execution)
@@ -209,11 +211,15 @@ class MemoryStateStore:
         self._store(record, execution, drafts)
         return len(record.log)
 
-    async def finish_unclaimed(self, execution: Execution, drafts: Sequence[EventDraft]) -> None:
+    async def finish_unclaimed(
+        self, execution: Execution, drafts: Sequence[EventDraft], *, only_overdue: bool = False
+    ) -> None:
         """Store the terminal state of a pending execution. Raises also IllegalTransition when it is not terminal."""
         record = self._find(execution.id)
         if record.status is not ExecutionStatus.PENDING:
             raise ClaimRefused(execution.id, f"it is {record.status}")
+        if only_overdue and not self._is_overdue(record):
+            raise ClaimRefused(execution.id, "its time in the queue is not over")
         if not execution.is_terminal:
             raise IllegalTransition(execution.id, record.status, execution.status)
         self._store(record, execution, drafts)
@@ -272,7 +278,7 @@ class MemoryStateStore:
         self._places.release(place)
 
     async def lapsed(self, *, limit: int = 100) -> Sequence[ExecutionId]:
-        """Return running executions whose lease has lapsed, oldest first."""
+        """Return what is overdue, oldest first."""
         return [ExecutionId(name) for name in self._leases.due(self._clock.monotonic(), limit)]
 
     async def ping(self) -> None:
@@ -300,8 +306,7 @@ class MemoryStateStore:
         if execution is not None:
             if execution.id != record.id:
                 raise InvalidArgument("execution", f"is {execution.id}, not {record.id}")
-            if execution.status is not record.status and execution.status not in TRANSITIONS[record.status]:
-                raise IllegalTransition(record.id, record.status, execution.status)
+            execution.check_follows(record.status)
             document = encode_execution(execution)
         lines = [encode_event(seq, draft) for seq, draft in enumerate(drafts, len(record.log) + 1)]
         before = record.size_bytes
@@ -314,14 +319,27 @@ class MemoryStateStore:
         self._bytes += record.size_bytes - before
         self._holdings.grow(record.principal, record.size_bytes - before)
         if execution is not None and execution.status is not record.status:
-            self._move(record, execution.status)
+            self._move(record, execution)
         self._touch(record)
         if record.changed is not None and (lines or record.status.is_terminal):
             record.changed.set()
             record.changed = None
         self._evict()
 
-    def _move(self, record: _Record, status: ExecutionStatus) -> None:
+    def _is_overdue(self, record: _Record) -> bool:
+        deadline = self._leases.get(record.id)
+        return deadline is not None and deadline <= self._clock.monotonic()
+
+    def _await_claim(self, record: _Record, execution: Execution) -> None:
+        """Let a pending execution wait as long as its policy says: the queue has the lease of it, so to speak."""
+        seconds = execution.policy.resource_limits.queue_timeout_seconds
+        if seconds is None:
+            self._leases.discard(record.id)
+        else:
+            self._leases.set(record.id, self._clock.monotonic() + seconds)
+
+    def _move(self, record: _Record, execution: Execution) -> None:
+        status = execution.status
         self._listing.remove(record.principal, record.session_id, record.status, record.id)
         self._listing.add(record.principal, record.session_id, status, record.id)
         self._pending.pop(record.id, None)
@@ -331,6 +349,8 @@ class MemoryStateStore:
             if record.ended is not None:
                 record.ended.set()
                 record.ended = None
+        elif status is ExecutionStatus.PENDING:
+            self._await_claim(record, execution)
 
     def _touch(self, record: _Record) -> None:
         record.touched = self._clock.monotonic()
@@ -364,6 +384,7 @@ class MemoryStateStore:
 
     def _remove(self, record: _Record) -> None:
         del self._records[record.id]
+        self._leases.discard(record.id)
         self._pending.pop(record.id, None)
         self._finished.pop(record.id, None)
         if record.key is not None:

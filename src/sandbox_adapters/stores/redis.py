@@ -16,6 +16,7 @@ from sandbox_adapters.stores.codec import decode_execution, encode_event, encode
 from sandbox_adapters.stores.redis_call import (
     StoreCalls,
     Value,
+    may_wait_ms,
     milliseconds,
     nonce,
     refusal,
@@ -108,7 +109,7 @@ class RedisStateStore:
             answer = await self._calls.run_on(
                 self._scripts.create,
                 execution.id,
-                *(document, key_part(execution.principal), session, guide, key, nonce()),
+                *(document, key_part(execution.principal), session, guide, key, nonce(), may_wait_ms(execution)),
             )
         except ExecutionNotFound:
             raise InvalidArgument("execution_id", "is not a lower-case UUID") from None
@@ -213,20 +214,27 @@ class RedisStateStore:
         self._wakes.tell(lease.execution_id, seq, status)
         return seq
 
-    async def finish_unclaimed(self, execution: Execution, drafts: Sequence[EventDraft]) -> None:
-        """Store the terminal state of a pending execution."""
+    async def finish_unclaimed(
+        self, execution: Execution, drafts: Sequence[EventDraft], *, only_overdue: bool = False
+    ) -> None:
+        """Store the terminal state of a pending execution. A second round trip for one that was run before."""
         self._fresh.pop(execution.id, None)
         status = execution.status.value if execution.is_terminal else ""
-        lines = [encode_event(seq, draft) for seq, draft in enumerate(drafts, 1)]
-        arguments: list[Value] = [nonce(), encode_execution(execution), status, *lines]
-        answer = await self._calls.run_on(self._scripts.finish, execution.id, *arguments)
-        match answer:
-            case [b"OK"]:
-                self._wakes.tell(execution.id, len(lines), execution.status)
-            case [b"ILLEGAL"]:
-                raise IllegalTransition(execution.id, ExecutionStatus.PENDING, execution.status)
-            case _:
-                raise refusal(execution.id, answer)
+        name, document, seq = nonce(), encode_execution(execution), 0
+        while True:
+            lines = [encode_event(number, draft) for number, draft in enumerate(drafts, seq + 1)]
+            arguments: list[Value] = [name, document, status, int(only_overdue), seq, *lines]
+            answer = await self._calls.run_on(self._scripts.finish, execution.id, *arguments)
+            match answer:
+                case [b"OK", int(seq)]:
+                    self._wakes.tell(execution.id, seq, execution.status)
+                    return
+                case [b"SEQ", int(seq)]:
+                    continue  # an attempt before has left a log
+                case [b"ILLEGAL"]:
+                    raise IllegalTransition(execution.id, ExecutionStatus.PENDING, execution.status)
+                case _:
+                    raise refusal(execution.id, answer)
 
     async def read(
         self, execution_id: ExecutionId, *, after: int = 0, max_events: int = 10_000, max_bytes: int = 1 << 23
@@ -296,7 +304,7 @@ class RedisStateStore:
         self._wakes.places_freed.clear()
 
     async def lapsed(self, *, limit: int = 100) -> Sequence[ExecutionId]:
-        """Return running executions whose lease has lapsed, oldest first."""
+        """Return what is overdue, oldest first."""
         found = await self._calls.run(self._scripts.lapsed, max(limit, 0))
         return [ExecutionId(raw_id.decode()) for raw_id in found]
 

@@ -11,6 +11,7 @@ from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_pa
 from sandbox_adapters.stores.redis_lua import REDIS_TIME
 from sandbox_adapters.stores.redis_scripts import scripts
 from sandbox_core.domain.errors import ClaimRefused, ExecutionNotFound, StoredDataCorrupt
+from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, SessionId
 from sandbox_core.domain.status import ExecutionStatus
 
@@ -94,6 +95,12 @@ def session_parts(session_id: SessionId | None) -> tuple[str, str]:
 def milliseconds(seconds: float) -> int:
     """Return whole milliseconds, at least one."""
     return max(1, round(seconds * 1000))
+
+
+def may_wait_ms(execution: Execution) -> int:
+    """Return how long an execution may wait for its claim, milliseconds; 0 for ever."""
+    seconds = execution.policy.resource_limits.queue_timeout_seconds
+    return 0 if seconds is None else milliseconds(seconds)
 
 
 def _keys(execution_id: ExecutionId) -> tuple[str, str, str]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
-from sandbox_adapters.stores.redis_call import StoreCalls, Value, nonce
+from sandbox_adapters.stores.redis_call import StoreCalls, Value, may_wait_ms, nonce
 from sandbox_adapters.stores.redis_lua import TOUCHED_MS
-from sandbox_core.domain.errors import ExecutionNotFound, IllegalTransition, InvalidArgument, LeaseLost
+from sandbox_core.domain.errors import ExecutionNotFound, InvalidArgument, LeaseLost
 from sandbox_core.domain.events import EventDraft, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId
-from sandbox_core.domain.status import TRANSITIONS, ExecutionStatus
+from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.store import Lease, LogPage
 
@@ -96,16 +96,14 @@ class RedisLog:
         if execution is not None:
             if execution.id != lease.execution_id:
                 raise InvalidArgument("execution", f"is {execution.id}, not {lease.execution_id}")
-            running = ExecutionStatus.RUNNING
-            if execution.status is not running and execution.status not in TRANSITIONS[running]:
-                raise IllegalTransition(execution.id, running, execution.status)
+            execution.check_follows(ExecutionStatus.RUNNING)
         writer = self._writers.get((lease.execution_id, lease.token))
         if writer is None:
             self.open(lease, 0)
             writer = self._writers[lease.execution_id, lease.token]
         async with writer.turn:
             seq = await self._append(lease, writer, list(drafts), execution)
-        if execution is not None and execution.is_terminal:
+        if execution is not None and execution.status is not ExecutionStatus.RUNNING:
             self.close(lease)
         return seq
 
@@ -117,6 +115,8 @@ class RedisLog:
             batch = writer.unsure = _Batch(nonce(), drafts, execution)
         document = b"" if execution is None else encode_execution(execution)
         status = "" if execution is None else execution.status.value
+        if execution is not None and execution.status is ExecutionStatus.PENDING:
+            status = f"{status} {may_wait_ms(execution)}"
         while True:
             lines = [encode_event(seq, draft) for seq, draft in enumerate(drafts, writer.seq + 1)]
             arguments: list[Value] = [lease.token, writer.seq, batch.name, document, status, *lines]

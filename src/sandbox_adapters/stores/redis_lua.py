@@ -1,5 +1,8 @@
 """What every script of RedisStateStore begins with: time, the keys of an execution, how they live and are indexed.
 
+`leases` has what somebody must look at when its time is over: running executions by the end of their lease, pending
+ones by the end of their time in the queue.
+
 Each execution has, beside the keys that people look at, one hash `meta:{id}` for the scripts: `st` status, `tok`
 fencing token, `seq` length of the log, `p` principal, `s` session, `g` the session in the guide's key, `k` idempotency
 key, `b` the last batch that was appended, `c` and `cl` who created and claimed it (so that a repetition is told from a
@@ -24,6 +27,9 @@ end
 
 TOUCHED_MS: Final = 250
 """What an access leaves missing of the whole time to live at most, so that one run's many accesses cost one."""
+
+WAITING_MS: Final = 15_000
+"""How long a pending execution is its creator's, which then vouches for what waits in its queue."""
 
 PRELUDE: Final = """
 local ns, ttl, run_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -136,6 +142,21 @@ local function move(m, status)
   if status ~= 'running' then due(m) end
 end
 
+-- Let it wait for its claim: so long its creator cares for it, and so long (0: for ever) it may wait at all.
+local function await_claim(m, ms)
+  redis.pcall('ZADD', waiting, now() + WAITING_MS, m.id)
+  keep(waiting, run_ttl)
+  if ms > 0 then
+    redis.pcall('ZADD', leases, now() + ms, m.id)
+    keep(leases, run_ttl)
+  end
+end
+
+local function is_overdue(m)
+  local until_ms = redis.call('ZSCORE', leases, m.id)
+  return until_ms and tonumber(until_ms) <= now()
+end
+
 local function lease(m, ms)
   redis.call('ZADD', leases, now() + ms, m.id)
   keep(leases, run_ttl)
@@ -153,11 +174,8 @@ local function push(m, output, first)
     redis.call('RPUSH', output, unpack(ARGV, start, math.min(start + 999, #ARGV)))
   end
 end
-""".replace("TOUCHED_MS", str(TOUCHED_MS))
+""".replace("TOUCHED_MS", str(TOUCHED_MS)).replace("WAITING_MS", str(WAITING_MS))
 """ARGV begins with the namespace, the time to live and that of running executions, both in milliseconds."""
-
-WAITING_MS: Final = 15_000
-"""How long a pending execution is its creator's, which then vouches for what waits in its queue."""
 
 SWEPT_AT_ONCE: Final = 5
 """Expired executions that a creation clears away at most: more than the one it adds."""

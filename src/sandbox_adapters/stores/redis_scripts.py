@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Final
 
 from sandbox_adapters.redis_connection import LuaScript
-from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE, WAITING_MS
+from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE
 
 WANTED_MS: Final = 12_000
 """How long releases are told after a place was refused: over twice the time after which who waits asks again."""
 
 _CREATE: Final = """
-local id, document, nonce = ARGV[4], ARGV[5], ARGV[10]
+local id, document, nonce, may_wait_ms = ARGV[4], ARGV[5], ARGV[10], tonumber(ARGV[11])
 local m = {id = id, st = 'pending', seq = 0, p = ARGV[6], s = ARGV[7], g = ARGV[8], k = ARGV[9]}
 if m.k ~= '' then
   local first = redis.call('GET', idempotency_key(m))
@@ -36,13 +36,12 @@ redis.call('HSET', meta, 'st', 'pending', 'tok', 0, 'seq', 0, 'p', m.p, 's', m.s
 if m.k ~= '' then redis.call('SET', idempotency_key(m), id) end
 index(m)
 if m.g ~= '' then redis.pcall('SADD', session_set(m), id) end
-redis.pcall('ZADD', waiting, now() + WAITING_MS, id)
-keep(waiting, run_ttl)
+await_claim(m, may_wait_ms)
 due(m)
 touch(m)
 sweep(SWEPT_AT_ONCE)
 return {'OK'}
-""".replace("SWEPT_AT_ONCE", str(SWEPT_AT_ONCE)).replace("WAITING_MS", str(WAITING_MS))
+""".replace("SWEPT_AT_ONCE", str(SWEPT_AT_ONCE))
 
 _DISCARD: Final = """
 local m, why = find(ARGV[4])
@@ -78,6 +77,7 @@ if m.st ~= 'pending' then
   touch(m)
   return {'REFUSED', 'it is ' .. m.st}
 end
+if is_overdue(m) then return {'REFUSED', 'its time in the queue is over'} end
 local doc, _, meta = keys_of(m.id)
 local document = redis.call('GET', doc)
 if document ~= old then
@@ -194,9 +194,12 @@ push(m, output, 10)
 if document ~= '' then redis.call('SET', doc, document, 'KEEPTTL') end
 redis.call('HSET', meta, 'seq', m.seq, 'b', batch)
 if status ~= '' and status ~= m.st then
+  local may_wait_ms = string.match(status, '^pending (%d+)$')
+  if may_wait_ms then status = 'pending' end
   redis.call('HSET', meta, 'st', status)
   redis.pcall('ZREM', leases, m.id)
   move(m, status)
+  if may_wait_ms then await_claim(m, tonumber(may_wait_ms)) end
 end
 touch(m)
 tell(m)
@@ -206,8 +209,8 @@ return {'OK', m.seq}
 _FINISH: Final = """
 local m, why = find(ARGV[4])
 if not m then return {why} end
-local nonce, document, status = ARGV[5], ARGV[6], ARGV[7]
-if m.cl == nonce then return {'OK'} end
+local nonce, document, status, only_overdue, expected = ARGV[5], ARGV[6], ARGV[7], ARGV[8] == '1', tonumber(ARGV[9])
+if m.cl == nonce then return {'OK', m.seq} end
 if m.st ~= 'pending' then
   touch(m)
   return {'REFUSED', 'it is ' .. m.st}
@@ -216,15 +219,18 @@ if status == '' then
   touch(m)
   return {'ILLEGAL'}
 end
+if only_overdue and not is_overdue(m) then return {'REFUSED', 'its time in the queue is not over'} end
 local doc, output, meta = keys_of(m.id)
 if redis.call('LLEN', output) ~= m.seq then return {'TORN'} end
-push(m, output, 8)
+if m.seq ~= expected then return {'SEQ', m.seq} end
+push(m, output, 10)
 redis.call('SET', doc, document)
 redis.call('HSET', meta, 'seq', m.seq, 'st', status, 'cl', nonce)
+redis.pcall('ZREM', leases, m.id)
 move(m, status)
 touch(m)
 tell(m)
-return {'OK'}
+return {'OK', m.seq}
 """
 
 _READ: Final = """

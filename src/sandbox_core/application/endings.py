@@ -8,7 +8,7 @@ from datetime import datetime
 from sandbox_core.application.output_log import OutputBuffer
 from sandbox_core.domain.denial import bounded
 from sandbox_core.domain.events import EventDraft, EventKind, FieldValue
-from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.execution import MAX_ATTEMPTS, Execution
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.runner import LimitHit, ProcessExit
@@ -60,7 +60,7 @@ def outcome_of(
             stdout_bytes=output.printed_bytes[EventKind.STDOUT],
             stderr_bytes=output.printed_bytes[EventKind.STDERR],
             dropped_bytes=output.dropped_bytes,
-            queued_seconds=round(queued_seconds, 6),
+            queued_seconds=queued_seconds,
             setup_seconds=round(setup_seconds, 6),
             network_sent_bytes=exit_.network_sent_bytes,
             network_received_bytes=exit_.network_received_bytes,
@@ -86,6 +86,30 @@ def terminal_draft(execution: Execution, outcome: Outcome, at: datetime) -> Even
     return EventDraft(_KIND_OF_STATUS[outcome.status], at, text.encode(), fields)
 
 
+def never_started(execution: Execution, why: str, at: datetime) -> tuple[Execution, list[EventDraft]]:
+    """Return the end of a pending execution that nobody will start, as `finish_unclaimed` takes it.
+
+    `why` is a whole sentence. One that was to be run again did start once, so it is `lost` all the same.
+    """
+    if execution.attempt == 1:
+        return unstarted(execution, TerminationReason.NEVER_STARTED, f"Never started: {why}", at)
+    before = f"Attempt {execution.attempt - 1} was lost with its node, and attempt {execution.attempt} never started: "
+    return unstarted(execution, TerminationReason.LOST, before + why, at)
+
+
+def unstarted(
+    execution: Execution, reason: TerminationReason, message: str, at: datetime
+) -> tuple[Execution, list[EventDraft]]:
+    """Return the end of a pending execution, and the event that ends its log, as `finish_unclaimed` takes them."""
+    outcome = Outcome(reason=reason, message=message, usage=ResourceUsage(queued_seconds=waited_seconds(execution, at)))
+    return execution.apply(execution.finish(outcome, at)), [terminal_draft(execution, outcome, at)]
+
+
+def waited_seconds(execution: Execution, until: datetime) -> float:
+    """Return how long this attempt has waited; clocks of nodes may differ, so never less than 0."""
+    return max(0.0, round((until - execution.queued_at).total_seconds(), 6))
+
+
 def describe_limit(hit: LimitHit, at: datetime) -> EventDraft:
     """Return the event that names a limit which ended or hurt the run."""
     reached = "" if hit.reached is None else f", reached {hit.reached:g}"
@@ -93,6 +117,15 @@ def describe_limit(hit: LimitHit, at: datetime) -> EventDraft:
     return EventDraft(
         EventKind.RESOURCE_LIMIT, at, text.encode(), {"name": hit.name, "limit": hit.limit, "reached": hit.reached}
     )
+
+
+def describe_retry(execution: Execution, at: datetime) -> EventDraft:
+    """Return the event that parts what a lost attempt printed from what the one that is waited for will."""
+    text = (
+        "The node that ran it is gone. It was submitted as retry_safe, so it is run again: "
+        f"attempt {execution.attempt} of at most {MAX_ATTEMPTS}."
+    )
+    return EventDraft(EventKind.RETRY, at, text.encode(), {"attempt": execution.attempt, "max_attempts": MAX_ATTEMPTS})
 
 
 def _default_text(outcome: Outcome) -> str:

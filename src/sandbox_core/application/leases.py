@@ -1,22 +1,17 @@
-"""LeaseKeeper: renews the leases of what runs here, and ends what the silence of another node left running."""
+"""LeaseKeeper: renews the leases of what runs here, and has settled what nobody takes care of any more."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 
-from sandbox_core.application.endings import terminal_draft
+from sandbox_core.application.reaper import Reaper
 from sandbox_core.application.run import ExecutionRun
-from sandbox_core.domain.errors import (
-    ClaimRefused,
-    ExecutionNotFound,
-    InfrastructureError,
-    LeaseLost,
-    StoreUnavailable,
-)
+from sandbox_core.domain.errors import InfrastructureError
 from sandbox_core.domain.ids import ExecutionId, NodeId
-from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
+from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.queue import ExecutionQueue
 from sandbox_core.ports.store import StateStore
 
 _log = logging.getLogger("sandbox_core.leases")
@@ -25,11 +20,12 @@ LAPSED_AT_ONCE = 100
 
 
 class LeaseKeeper:
-    """Works every third of a lease. Every node keeps and sweeps; the store lets one of them end each lost execution.
+    """Works every third of a lease. Every node keeps and sweeps; the store lets one of them settle each execution.
 
     After the store was away, and at the start, nothing is ended for one lease: owners that live must have had the time
     to renew what lapsed meanwhile. So a dead node's executions are marked at most four thirds of `lease_seconds` after
-    its last renewal, plus the time that the store was away.
+    its last renewal, plus the time that the store was away. What waits too long is ended a third of a lease after its
+    time at most, where the store and a node have been there for a lease.
 
     Args:
         runs: what runs here, kept up to date by the supervisor.
@@ -41,6 +37,7 @@ class LeaseKeeper:
         self,
         *,
         store: StateStore,
+        queue: ExecutionQueue,
         clock: Clock,
         node: NodeId,
         runs: Mapping[ExecutionId, ExecutionRun],
@@ -49,11 +46,10 @@ class LeaseKeeper:
     ) -> None:
         self._store = store
         self._clock = clock
-        self._node = node
+        self._reaper = Reaper(store=store, queue=queue, clock=clock, node=node, lease_seconds=lease_seconds)
         self._runs = runs
         self._lease_seconds = lease_seconds
         self._every = lease_seconds / 3
-        self._hopeless: tuple[ExecutionId, ...] = ()
         self._retry = min(retry_seconds, self._every)
 
     async def work(self) -> None:
@@ -70,7 +66,7 @@ class LeaseKeeper:
                 # Asked for also when nothing may be ended yet: a store that is away must be noticed.
                 lapsed = await self._store.lapsed(limit=LAPSED_AT_ONCE)
                 if now >= sweep_from:
-                    await self._end_all(lapsed)
+                    await self._settle_all(lapsed)
             except InfrastructureError as error:
                 if not is_away:
                     _log.warning("leases could not be kept: %s", error)
@@ -92,38 +88,14 @@ class LeaseKeeper:
         for execution_id in lost & self._runs.keys():
             held[execution_id].end(TerminationReason.LOST, "Another node took over.", force=True)
 
-    async def _end_all(self, lapsed: Sequence[ExecutionId]) -> None:
-        """Mark these as lost, and what has lapsed beside them. They are never run again."""
+    async def _settle_all(self, lapsed: Sequence[ExecutionId]) -> None:
+        """Settle these, and what has lapsed beside them."""
         seen: set[ExecutionId] = set()
         while fresh := [execution_id for execution_id in lapsed if execution_id not in seen]:
             seen.update(fresh)
             for execution_id in fresh:
                 if execution_id not in self._runs:
-                    await self._end(execution_id)
+                    await self._reaper.settle(execution_id)
             if len(lapsed) < LAPSED_AT_ONCE:
                 return
             lapsed = await self._store.lapsed(limit=LAPSED_AT_ONCE)
-
-    async def _end(self, execution_id: ExecutionId) -> None:
-        try:
-            claim = await self._store.seize(execution_id, self._node, lease_seconds=self._lease_seconds)
-            now = self._clock.now()
-            # Clocks of nodes may differ.
-            known_seconds = max(0.0, (now - (claim.execution.started_at or now)).total_seconds())
-            outcome = Outcome(
-                reason=TerminationReason.LOST,
-                message="The node that ran it is gone; what it printed until then is kept.",
-                usage=ResourceUsage(wall_seconds=known_seconds),
-            )
-            ended = claim.execution.apply(claim.execution.finish(outcome, now))
-            await self._store.append(claim.lease, [terminal_draft(ended, outcome, now)], ended)
-        except (ClaimRefused, ExecutionNotFound, LeaseLost):
-            return  # another node was faster, or it came back
-        except StoreUnavailable:
-            raise
-        except InfrastructureError as error:
-            if execution_id not in self._hopeless:
-                _log.error("%s is lost, and cannot be marked so: %s", execution_id, error)
-                self._hopeless = (*self._hopeless[-LAPSED_AT_ONCE:], execution_id)
-        else:
-            _log.warning("%s was lost with its node %s", execution_id, claim.execution.node)

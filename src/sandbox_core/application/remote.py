@@ -62,7 +62,13 @@ class RemoteBack:
     ) -> None:
         self._queue = queue
         self._leases = LeaseKeeper(
-            store=store, clock=clock, node=node, runs={}, lease_seconds=lease_seconds, retry_seconds=retry_seconds
+            store=store,
+            queue=queue,
+            clock=clock,
+            node=node,
+            runs={},
+            lease_seconds=lease_seconds,
+            retry_seconds=retry_seconds,
         )
         self._working: anyio.CancelScope | None = None
         self._stopped = anyio.Event()

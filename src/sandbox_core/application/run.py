@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from sandbox_core.application.endings import Ending, describe_limit, outcome_of, terminal_draft
+from sandbox_core.application.endings import Ending, describe_limit, outcome_of, terminal_draft, waited_seconds
 from sandbox_core.application.output_log import OutputBuffer
 from sandbox_core.domain.command import MAX_STDIN_BYTES
 from sandbox_core.domain.errors import InputClosed, LeaseLost, SandboxError, StoreUnavailable
@@ -279,7 +279,7 @@ class ExecutionRun:
             self._output,
             wall_seconds=wall_seconds,
             setup_seconds=setup_seconds,
-            queued_seconds=max(0.0, (started_at - execution.created_at).total_seconds()),
+            queued_seconds=waited_seconds(execution, started_at),
         )
         drafts = self._early + self._output.finish(now)
         hits = (*exit_.limits_hit, *((self._ending.limit,) if self._ending and self._ending.limit else ()))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from sandbox_core.application.endings import unstarted
 from sandbox_core.application.log_view import LogEnds, cut_ends
+from sandbox_core.application.repeats import check_retry_safe, check_same_request
 from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.errors import (
     ClaimRefused,
@@ -24,10 +26,10 @@ from sandbox_core.domain.errors import (
     ServerDraining,
     ServerFull,
 )
-from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, OutputEvent
+from sandbox_core.domain.events import MAX_EVENT_BYTES, OutputEvent
 from sandbox_core.domain.execution import Execution
-from sandbox_core.domain.ids import ExecutionId, Principal, SessionId, new_execution_id
-from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.domain.ids import ExecutionId, Principal, SessionId, new_execution_id, parse_idempotency_key
+from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, resolve
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
@@ -54,12 +56,17 @@ def accepts_every_policy(_: ExecutionPolicy) -> Sequence[PolicyViolation]:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request to run one command. `policy` is what is asked; None fields take the defaults."""
+    """A request to run one command. `policy` is what is asked; None fields take the defaults.
+
+    `retry_safe`: when whoever runs it is gone, run it again, see `Execution`. `idempotency_key`: submitting again with
+    the same key (see `parse_idempotency_key`) returns the first execution, as long as that is kept.
+    """
 
     command: Command
     policy: ExecutionPolicy = field(default_factory=ExecutionPolicy)
     session_id: SessionId | None = None
     idempotency_key: str | None = None
+    retry_safe: bool = False
 
 
 class ExecutionService:
@@ -115,7 +122,9 @@ class ExecutionService:
     async def submit(self, principal: Principal, submission: Submission) -> Execution:
         """Store a pending execution and queue it.
 
-        Raises PolicyRefused naming every refused field, ServerFull with the time to try again, ServerDraining.
+        With an idempotency key that this principal used for the same request, returns that execution as it is now.
+        Raises PolicyRefused naming every refused field, IdempotencyConflict for a key that was used for another
+        request, InvalidArgument, ServerFull with the time to try again, ServerDraining.
         """
         if self._draining:
             raise ServerDraining
@@ -128,9 +137,13 @@ class ExecutionService:
             command=submission.command,
             policy=policy,
             created_at=now,
+            retry_safe=submission.retry_safe,
         )
-        execution = await self._store.create(wanted, idempotency_key=submission.idempotency_key)
+        check_retry_safe(wanted)
+        key = None if submission.idempotency_key is None else parse_idempotency_key(submission.idempotency_key)
+        execution = await self._store.create(wanted, idempotency_key=key)
         if execution.id != wanted.id:
+            check_same_request(execution, wanted)
             return execution
         try:
             await self._queue.put(
@@ -275,12 +288,10 @@ class ExecutionService:
         if execution.is_terminal:
             return False
         if execution.status is ExecutionStatus.PENDING:
-            outcome = Outcome(reason=TerminationReason.CANCELLED, message="Cancelled before it started.")
-            now = self._clock.now()
-            ended = execution.apply(execution.finish(outcome, now))
-            draft = EventDraft(EventKind.CANCELLED, now, b"Cancelled before it started.")
+            again = "" if execution.attempt == 1 else " again"
+            reason, message = TerminationReason.CANCELLED, f"Cancelled before it started{again}."
             try:
-                await self._store.finish_unclaimed(ended, [draft])
+                await self._store.finish_unclaimed(*unstarted(execution, reason, message, self._clock.now()))
             except ClaimRefused:
                 pass  # it was claimed meanwhile, so it has an owner to tell
             else:

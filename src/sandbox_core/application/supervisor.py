@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskStatus
 
 from sandbox_core.application.admission import Admission
-from sandbox_core.application.endings import terminal_draft
+from sandbox_core.application.endings import never_started
 from sandbox_core.application.leases import LeaseKeeper
 from sandbox_core.application.run import ExecutionRun, RunConfig
 from sandbox_core.domain.errors import (
@@ -20,7 +21,7 @@ from sandbox_core.domain.errors import (
     StoreUnavailable,
 )
 from sandbox_core.domain.ids import ExecutionId, NodeId
-from sandbox_core.domain.outcome import Outcome, TerminationReason
+from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
@@ -82,6 +83,7 @@ class ExecutionSupervisor:
         self._runs: dict[ExecutionId, ExecutionRun] = {}
         self._leases = LeaseKeeper(
             store=store,
+            queue=queue,
             clock=clock,
             node=node,
             runs=self._runs,
@@ -117,11 +119,10 @@ class ExecutionSupervisor:
                     while True:
                         await room.acquire()
                         delivery = await self._take()
-                        run = ExecutionRun(
-                            runner=self._runner, store=self._store, clock=self._clock, config=self._config.run
-                        )
-                        self._runs[delivery.item.execution_id] = run
-                        tasks.start_soon(self._run_delivery, delivery, run, room)
+                        if delivery.item.execution_id in self._runs:
+                            tasks.start_soon(self._take_again, delivery, room)
+                        else:
+                            tasks.start_soon(self._run_delivery, delivery, self._new_run(delivery.item), room)
                 await self._wait_idle()
                 tasks.cancel_scope.cancel()
         finally:
@@ -165,6 +166,33 @@ class ExecutionSupervisor:
                 _log.warning("cannot take work: %s", error)
                 await self._clock.sleep_until(self._clock.monotonic() + self._config.retry_seconds)
 
+    def _new_run(self, item: QueueItem) -> ExecutionRun:
+        run = ExecutionRun(runner=self._runner, store=self._store, clock=self._clock, config=self._config.run)
+        self._runs[item.execution_id] = run
+        return run
+
+    async def _take_again(self, delivery: Delivery, room: anyio.Semaphore) -> None:
+        """Take what runs here: it was handed out in vain, or this node lost its lease and the next attempt is due."""
+        item, is_next = delivery.item, False
+        try:
+            is_next = (await self._store.load(item.execution_id)).status is ExecutionStatus.PENDING
+            if is_next and (earlier := self._runs.get(item.execution_id)) is not None:
+                earlier.end(TerminationReason.LOST, "Another node took over.", force=True)
+                await self._wait_until(lambda: item.execution_id not in self._runs)
+                # What ran here gave the place back that both had.
+                is_next = not self._draining and await self._admission.admit(item)
+                if not is_next:
+                    await self._queue.give_back(delivery)
+            elif not is_next:
+                await self._queue.done(delivery)
+        except (InfrastructureError, ExecutionNotFound) as error:
+            is_next = False
+            _log.warning("%s was taken again, in vain: %s", item.execution_id, error)
+        if is_next:
+            await self._run_delivery(delivery, self._new_run(item), room)
+        else:
+            room.release()
+
     async def _run_delivery(self, delivery: Delivery, run: ExecutionRun, room: anyio.Semaphore) -> None:
         item = delivery.item
         try:
@@ -206,16 +234,17 @@ class ExecutionSupervisor:
             execution = await self._store.load(item.execution_id)
             if execution.status is not ExecutionStatus.PENDING:
                 return
-            outcome = Outcome(reason=TerminationReason.NEVER_STARTED, message="Never started: the server shut down.")
-            now = self._clock.now()
-            ended = execution.apply(execution.finish(outcome, now))
-            await self._store.finish_unclaimed(ended, [terminal_draft(ended, outcome, now)])
+            await self._store.finish_unclaimed(*never_started(execution, "the server shut down.", self._clock.now()))
         except (ClaimRefused, ExecutionNotFound):
             return  # cancelled, or expired, meanwhile
 
     async def _wait_idle(self) -> None:
-        # `run` and `drain` both wait, so a fresh event may only replace one that is set.
-        while self._runs:
+        await self._wait_until(lambda: not self._runs)
+
+    async def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so that changes only when an execution is over."""
+        # Several wait, so a fresh event may only replace one that is set.
+        while not is_so():
             if self._idle.is_set():
                 self._idle = anyio.Event()
             await self._idle.wait()

@@ -6,6 +6,7 @@
     │   ├── PolicyRefused             policy_refused
     │   ├── ExecutionNotFound         execution_not_found
     │   ├── ExecutionFinished         execution_finished
+    │   ├── IdempotencyConflict       idempotency_conflict
     │   ├── NotInteractive            not_interactive
     │   ├── InputClosed               input_closed
     │   ├── InputFull                 input_full
@@ -100,6 +101,20 @@ class ExecutionFinished(CallerError):
         super().__init__(f"Execution {execution_id} has already ended ({status}). Start another one.")
         self.execution_id = execution_id
         self.status = status
+
+
+class IdempotencyConflict(CallerError):
+    """The idempotency key belongs to an execution of something else; nothing was started."""
+
+    code: ClassVar[str] = "idempotency_conflict"
+
+    def __init__(self, execution_id: str, fields: Sequence[str]) -> None:
+        super().__init__(
+            f"idempotency_key: it was used for execution {execution_id}, whose {' and '.join(fields)} differ. Send the "
+            "same request to get that execution, or another key to start this one."
+        )
+        self.execution_id = execution_id
+        self.fields = tuple(fields)
 
 
 class NotInteractive(CallerError):
@@ -240,6 +255,6 @@ class OwnerUnreachable(InfrastructureError):
     def __init__(self, execution_id: str) -> None:
         super().__init__(
             f"The node that runs execution {execution_id} does not answer. If it is gone, the execution will be "
-            "marked lost shortly; read its status again."
+            "marked lost shortly, or run again when it is retry_safe; read its status, and try again then."
         )
         self.execution_id = execution_id

@@ -24,6 +24,8 @@ class EventKind(StrEnum):
     STDERR = "stderr"
     TRUNCATED = "truncated"
     RESOURCE_LIMIT = "resource_limit"
+    RETRY = "retry"
+    """Whoever ran it is gone; what follows is of the next attempt."""
     EXIT = "exit"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"

@@ -1,7 +1,7 @@
 """The Execution aggregate. It decides and records facts; it never saves itself.
 
-`start`, `prepare` and `finish` decide (and raise IllegalTransition); each returns a fact. `apply` turns a fact
-into the next state. Both are pure, so a store can replay or compare them.
+`start`, `prepare`, `requeue` and `finish` decide (and raise IllegalTransition); each returns a fact. `apply` turns a
+fact into the next state. Both are pure, so a store can replay or compare them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import Outcome
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.domain.status import TRANSITIONS, ExecutionStatus
+
+MAX_ATTEMPTS = 3
+"""How often a `retry_safe` execution is started at most; when the last of these is lost, it is `lost`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,13 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Requeued:
+    """Whoever ran it is gone, and it waits to be run again."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The process tree is gone, or there never was one."""
 
@@ -42,12 +52,17 @@ class Finished:
     outcome: Outcome
 
 
-Fact = Started | Prepared | Finished
+Fact = Started | Prepared | Requeued | Finished
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run of one command, from submission to its outcome."""
+    """One run of one command, from submission to its outcome.
+
+    `retry_safe`: the caller said that running the command twice, even at the same time, does no harm. `attempt` counts
+    its starts, the one that is waited for included; `requeued_at` is when the latest of them but the first began to
+    wait, None on the first. `node`, `started_at` and `isolation` are those of this attempt.
+    """
 
     id: ExecutionId
     principal: Principal
@@ -61,6 +76,19 @@ class Execution:
     ended_at: datetime | None = None
     isolation: Isolation | None = None
     outcome: Outcome | None = None
+    retry_safe: bool = False
+    attempt: int = 1
+    requeued_at: datetime | None = None
+
+    @property
+    def queued_at(self) -> datetime:
+        """When this attempt began to wait for its start."""
+        return self.created_at if self.requeued_at is None else self.requeued_at
+
+    @property
+    def may_retry(self) -> bool:
+        """True when this attempt, once lost, may be followed by another."""
+        return self.retry_safe and self.attempt < MAX_ATTEMPTS
 
     @property
     def is_terminal(self) -> bool:
@@ -78,6 +106,13 @@ class Execution:
             raise IllegalTransition(self.id, self.status, "prepared")
         return Prepared(isolation=isolation)
 
+    def requeue(self, at: datetime) -> Requeued:
+        """Decide that it waits to be run again. Raises IllegalTransition unless it is running and `may_retry`."""
+        self._check(ExecutionStatus.PENDING)
+        if not self.may_retry:
+            raise IllegalTransition(self.id, self.status, ExecutionStatus.PENDING)
+        return Requeued(at=at)
+
     def finish(self, outcome: Outcome, at: datetime) -> Finished:
         """Decide how it ended. Raises IllegalTransition when the table has no such move."""
         self._check(outcome.status)
@@ -90,10 +125,29 @@ class Execution:
                 return replace(self, status=ExecutionStatus.RUNNING, node=fact.node, started_at=fact.at)
             case Prepared():
                 return replace(self, isolation=fact.isolation)
+            case Requeued():
+                return replace(
+                    self,
+                    status=ExecutionStatus.PENDING,
+                    node=None,
+                    started_at=None,
+                    isolation=None,
+                    attempt=self.attempt + 1,
+                    requeued_at=fact.at,
+                )
             case Finished():
                 return replace(self, status=fact.outcome.status, ended_at=fact.at, outcome=fact.outcome)
             case _:
                 assert_never(fact)
+
+    def check_follows(self, stored: ExecutionStatus) -> None:
+        """Raise IllegalTransition unless this may be stored over a state of status `stored`.
+
+        For stores, which see states and not the facts between them. Pending follows nothing without being requeued.
+        """
+        is_known = self.status is stored or self.status in TRANSITIONS[stored]
+        if not is_known or (self.status is ExecutionStatus.PENDING and self.requeued_at is None):
+            raise IllegalTransition(self.id, stored, self.status)
 
     def _check(self, wanted: ExecutionStatus) -> None:
         if wanted not in TRANSITIONS[self.status]:

@@ -27,7 +27,12 @@ LOCAL_PRINCIPAL = Principal("local")
 
 _EXECUTION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PRINCIPAL = re.compile(r"[A-Za-z0-9._@:-]{1,128}")
+
+
+IdempotencyKey = NewType("IdempotencyKey", str)
+"""A caller's name for one request, 1 to 128 characters of `A-Z a-z 0-9 . _ : -`, unique inside one principal."""
 
 
 def new_execution_id(created_at: datetime) -> ExecutionId:
@@ -54,6 +59,13 @@ def parse_session_id(text: str) -> SessionId:
     if not _fits(_SESSION_ID, text):
         raise InvalidArgument("session_id", "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
     return SessionId(text)
+
+
+def parse_idempotency_key(text: str) -> IdempotencyKey:
+    """Check a caller's text; raises InvalidArgument when it cannot be a key."""
+    if not _fits(_IDEMPOTENCY_KEY, text):
+        raise InvalidArgument("idempotency_key", "must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, e.g. a UUID")
+    return IdempotencyKey(text)
 
 
 def parse_principal(text: str) -> Principal:

@@ -83,6 +83,8 @@ class ResourceLimits:
     max_output_bytes: int | None = None
     idle_timeout_seconds: float | None = None
     timeout_seconds: float | None = None
+    queue_timeout_seconds: float | None = None
+    """How long it may wait for its start."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

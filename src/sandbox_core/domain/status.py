@@ -34,6 +34,7 @@ TRANSITIONS: Mapping[ExecutionStatus, frozenset[ExecutionStatus]] = MappingProxy
                 ExecutionStatus.FAILED,
                 ExecutionStatus.TIMEOUT,
                 ExecutionStatus.CANCELLED,
+                ExecutionStatus.PENDING,
             }
         ),
         ExecutionStatus.COMPLETED: frozenset(),
@@ -42,4 +43,7 @@ TRANSITIONS: Mapping[ExecutionStatus, frozenset[ExecutionStatus]] = MappingProxy
         ExecutionStatus.CANCELLED: frozenset(),
     }
 )
-"""Every legal move. A move that is not here is an error and changes nothing."""
+"""Every legal move. A move that is not here is an error and changes nothing.
+
+Back to pending goes only what its caller called `retry_safe`, when whoever ran it is gone: see `Execution.requeue`.
+"""

@@ -106,7 +106,8 @@ class StateStore(Protocol):
         """Store a pending execution and return it.
 
         With a key that this principal used before (and that has not expired), store nothing and return the first.
-        Raises InvalidArgument for one that is not pending, whose id is taken, or that cannot be written as JSON.
+        Raises InvalidArgument for one that is not pending, whose id is taken, or that cannot be written as JSON. It may
+        wait for its claim `queue_timeout_seconds` of its policy from now on; None is for ever.
         """
         ...
 
@@ -125,7 +126,7 @@ class StateStore(Protocol):
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:
         """Move pending to running for `node`, with a lease. Exactly one caller succeeds.
 
-        Raises ClaimRefused when it is not pending, ExecutionNotFound.
+        Raises ClaimRefused when it is not pending or its time to wait is over, ExecutionNotFound.
         """
         ...
 
@@ -150,14 +151,17 @@ class StateStore(Protocol):
         Events are numbered here, without holes. Raises LeaseLost when another token is current or the
         stored status is terminal, IllegalTransition when the state cannot follow the stored one, InvalidArgument when
         it is another execution's or something cannot be written as JSON; then nothing was written. An expired lease
-        that nobody seized still writes.
+        that nobody seized still writes. A state that is pending again ends the lease, and begins its time to wait anew.
         """
         ...
 
-    async def finish_unclaimed(self, execution: Execution, drafts: Sequence[EventDraft]) -> None:
-        """Store the terminal state of an execution that nobody has claimed, with its last events.
+    async def finish_unclaimed(
+        self, execution: Execution, drafts: Sequence[EventDraft], *, only_overdue: bool = False
+    ) -> None:
+        """Store the terminal state of a pending execution, with its last events.
 
-        Raises ClaimRefused when the stored one is no longer pending, IllegalTransition when the given one is not
+        Raises ClaimRefused when the stored one is no longer pending, or, with `only_overdue`, while its time to wait is
+        not over, IllegalTransition when the given one is not
         terminal, ExecutionNotFound.
         """
         ...
@@ -200,7 +204,10 @@ class StateStore(Protocol):
         ...
 
     async def lapsed(self, *, limit: int = 100) -> Sequence[ExecutionId]:
-        """Return running executions whose lease has lapsed, oldest first."""
+        """Return running executions with a lapsed lease and pending ones whose time to wait is over, oldest first.
+
+        One that has expired may be named until it is asked for.
+        """
         ...
 
     async def ping(self) -> None:

@@ -20,10 +20,18 @@ from sandbox_core.testing.store_contract_leases import LeaseContract
 from sandbox_core.testing.store_contract_listing import ListingContract
 from sandbox_core.testing.store_contract_logs import LogContract
 from sandbox_core.testing.store_contract_places import PlaceContract
+from sandbox_core.testing.store_contract_queueing import QueueingContract
 from sandbox_core.testing.store_contract_waits import WaitContract
 
 
 class StateStoreContract(
-    DocumentContract, ExpiryContract, ListingContract, LeaseContract, LogContract, PlaceContract, WaitContract
+    DocumentContract,
+    ExpiryContract,
+    ListingContract,
+    LeaseContract,
+    LogContract,
+    PlaceContract,
+    QueueingContract,
+    WaitContract,
 ):
     """Everything that a StateStore promises. See the module's text for how to use it."""

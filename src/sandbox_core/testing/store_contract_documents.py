@@ -145,7 +145,7 @@ class DocumentContract:
         await harness.store.create(execution := pending(harness.clock, command=Command(shell="echo żółć")))
         raw = await harness.raw_read(execution.id)
         document = json.loads(raw.document)
-        assert document["v"] == 2
+        assert document["v"] == 3
         assert document["execution"]["id"] == execution.id
         assert document["execution"]["status"] == "pending"
         assert "echo żółć" in raw.document.decode()

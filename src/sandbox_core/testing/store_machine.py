@@ -30,7 +30,7 @@ from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId, Principal, SessionId
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.store import Lease, ListQuery, Place, Quota
-from sandbox_core.testing.samples import cancelled, ended, pending
+from sandbox_core.testing.samples import cancelled, ended, pending, requeued, retried
 from sandbox_core.testing.store_harness import StoreHarness
 from sandbox_core.testing.store_model import StoreModel
 
@@ -41,6 +41,7 @@ _SESSIONS = st.sampled_from([None, SessionId("s1"), SessionId("s2")])
 _NODES = st.sampled_from([NodeId("n1"), NodeId("n2")])
 _KEYS = st.sampled_from([None, None, "k1", "k2"])
 _SECONDS = st.sampled_from([0.5, 4.0, 10.0, 30.0])
+_QUEUE_SECONDS = st.sampled_from([None, 4.0, 30.0])
 _DATA = st.one_of(
     st.binary(max_size=40), st.text(max_size=20).map(lambda text: text.encode()), st.just(b"long line " * 400)
 )
@@ -71,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._harness = self._do(self._context.__aenter__())
             self._store, self._clock = self._harness.store, self._harness.clock
             self._model = StoreModel(self._harness.ttl_seconds)
-            first = self._create(Principal("alice"), SessionId("s1"), "k1")
+            first = self._create(Principal("alice"), SessionId("s1"), "k1", 4.0, retry_safe=True)
             self._first = self._claim(first.id, NodeId("n1"), 10.0)
         except BaseException:
             self._runner.close()
@@ -88,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(target=executions, pieces=st.lists(_DATA, min_size=3, max_size=6))
     def begin(self, pieces: list[bytes]) -> ExecutionId:
         """Give the first execution a log."""
-        self.append(self._first, pieces, ends=False)
+        self.append(self._first, pieces, then="on")
         return self._first.execution_id
 
     @initialize(target=leases)
@@ -103,10 +104,24 @@ class StoreMachine(RuleBasedStateMachine):
             Place(self._first.execution_id, self._first.node, Principal("alice"), SessionId("s1")), 10.0
         )
 
-    @rule(target=executions, principal=_PRINCIPALS, session=_SESSIONS, key=_KEYS)
-    def create(self, principal: Principal, session: SessionId | None, key: str | None) -> ExecutionId:
+    @rule(
+        target=executions,
+        principal=_PRINCIPALS,
+        session=_SESSIONS,
+        key=_KEYS,
+        queue_seconds=_QUEUE_SECONDS,
+        retry_safe=st.booleans(),
+    )
+    def create(
+        self,
+        principal: Principal,
+        session: SessionId | None,
+        key: str | None,
+        queue_seconds: float | None,
+        retry_safe: bool,
+    ) -> ExecutionId:
         """Store an execution, perhaps under a key that was used."""
-        return self._create(principal, session, key).id
+        return self._create(principal, session, key, queue_seconds, retry_safe=retry_safe).id
 
     @rule(execution_id=executions)
     def discard(self, execution_id: ExecutionId) -> None:
@@ -139,23 +154,25 @@ class StoreMachine(RuleBasedStateMachine):
         renewed = self._do(self._store.renew(held, lease_seconds=seconds))
         assert [(lease.execution_id, lease.token) for lease in renewed] == expected
 
-    @rule(lease=leases, pieces=st.lists(_DATA, max_size=4), ends=st.booleans())
-    def append(self, lease: Lease, pieces: list[bytes], ends: bool) -> None:
-        """Append events under any lease there ever was, perhaps with the end."""
+    @rule(lease=leases, pieces=st.lists(_DATA, max_size=4), then=st.sampled_from(["on", "end", "again"]))
+    def append(self, lease: Lease, pieces: list[bytes], then: str) -> None:
+        """Append events under any lease there ever was, perhaps with the end, or to be run again."""
         now = self._clock.now()
         drafts = [EventDraft(EventKind.STDOUT, now, piece) for piece in pieces]
-        final = self._model.current(lease.execution_id) if ends else None
-        if final is not None and final.status is ExecutionStatus.RUNNING:
-            final = ended(final, self._clock)
-            drafts.append(EventDraft(EventKind.EXIT, now, b"exited", {"exit_code": 0}))
-        else:
-            final = None
+        current, final = self._model.current(lease.execution_id), None
+        if current is not None and current.status is ExecutionStatus.RUNNING:
+            if then == "end":
+                final = ended(current, self._clock)
+                drafts.append(EventDraft(EventKind.EXIT, now, b"exited", {"exit_code": 0}))
+            elif then == "again" and current.may_retry:
+                final = requeued(current, self._clock)
+                drafts.append(retried(self._clock))
         expected = self._model.append(lease, drafts, final)
         assert self._outcome(self._store.append(lease, drafts, final)) == expected
 
-    @rule(execution_id=executions)
-    def finish_unclaimed(self, execution_id: ExecutionId) -> None:
-        """Cancel one that nobody has claimed."""
+    @rule(execution_id=executions, only_overdue=st.booleans())
+    def finish_unclaimed(self, execution_id: ExecutionId, only_overdue: bool) -> None:
+        """End one that nobody has claimed."""
         current = self._model.current(execution_id)
         if current is None or current.status is not ExecutionStatus.PENDING:
             stale = pending(self._clock)
@@ -167,8 +184,9 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             final = cancelled(current, self._clock)
         draft = EventDraft(EventKind.CANCELLED, self._clock.now(), b"cancelled")
-        expected = self._model.finish_unclaimed(final, draft)
-        assert self._outcome(self._store.finish_unclaimed(final, [draft])) is expected
+        expected = self._model.finish_unclaimed(final, draft, only_overdue=only_overdue)
+        finished = self._outcome(self._store.finish_unclaimed(final, [draft], only_overdue=only_overdue))
+        assert finished == expected
 
     @rule(
         execution_id=executions,
@@ -242,11 +260,25 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def lapsed_as_in_the_model(self) -> None:
-        """The lapsed leases are the model's, oldest first."""
+        """What is overdue is the model's, oldest first."""
         assert self._model.are_lapsed(list(self._do(self._store.lapsed())))
 
-    def _create(self, principal: Principal, session: SessionId | None, key: str | None) -> Execution:
-        execution = pending(self._clock, principal=principal, session_id=session)
+    def _create(
+        self,
+        principal: Principal,
+        session: SessionId | None,
+        key: str | None,
+        queue_seconds: float | None,
+        *,
+        retry_safe: bool,
+    ) -> Execution:
+        execution = pending(
+            self._clock,
+            principal=principal,
+            session_id=session,
+            queue_timeout_seconds=queue_seconds,
+            retry_safe=retry_safe,
+        )
         expected = self._model.create(execution, key)
         assert self._do(self._store.create(execution, idempotency_key=key)) == expected
         return expected

@@ -26,7 +26,15 @@ class _Kept:
     accessed: float
     events: list[OutputEvent] = field(default_factory=list)
     token: int | None = None
-    lapses: float = 0.0
+    lapses: float | None = None
+    """When the lease lapses, or the time to wait is over; None for never."""
+
+    def is_overdue(self, now: float) -> bool:
+        return not self.execution.is_terminal and self.lapses is not None and self.lapses <= now
+
+    def begin_to_wait(self, now: float) -> None:
+        seconds = self.execution.policy.resource_limits.queue_timeout_seconds
+        self.lapses = None if seconds is None else now + seconds
 
 
 class StoreModel:
@@ -36,6 +44,7 @@ class StoreModel:
         self._ttl = ttl_seconds
         self._now = 0.0
         self._kept: dict[ExecutionId, _Kept] = {}
+        self._expired: set[ExecutionId] = set()
         self._places: dict[tuple[ExecutionId, NodeId], tuple[Place, float]] = {}
 
     def advance(self, seconds: float) -> None:
@@ -45,6 +54,7 @@ class StoreModel:
             running = kept.execution.status is ExecutionStatus.RUNNING
             if not running and kept.accessed + self._ttl <= self._now:
                 del self._kept[execution_id]
+                self._expired.add(execution_id)
         for key, (_, lapses) in list(self._places.items()):
             if lapses <= self._now:
                 del self._places[key]
@@ -62,6 +72,7 @@ class StoreModel:
                 kept.accessed = self._now
                 return kept.execution
         self._kept[execution.id] = _Kept(execution, full_key, self._now)
+        self._kept[execution.id].begin_to_wait(self._now)
         return execution
 
     def discard(self, execution_id: ExecutionId) -> None:
@@ -80,7 +91,7 @@ class StoreModel:
         kept = self._access(execution_id)
         if kept is None:
             return _NOT_FOUND
-        if kept.execution.status is not ExecutionStatus.PENDING:
+        if kept.execution.status is not ExecutionStatus.PENDING or kept.is_overdue(self._now):
             return _REFUSED
         kept.execution = kept.execution.apply(kept.execution.start(node, at))
         kept.lapses = self._now + seconds
@@ -91,7 +102,7 @@ class StoreModel:
         kept = self._access(execution_id)
         if kept is None:
             return _NOT_FOUND
-        if kept.execution.status is not ExecutionStatus.RUNNING or kept.lapses > self._now:
+        if kept.execution.status is not ExecutionStatus.RUNNING or not kept.is_overdue(self._now):
             return _REFUSED
         kept.lapses = self._now + seconds
         return kept.execution
@@ -124,12 +135,14 @@ class StoreModel:
         self._write(kept, drafts, execution)
         return len(kept.events)
 
-    def finish_unclaimed(self, execution: Execution, draft: EventDraft) -> str | None:
+    def finish_unclaimed(self, execution: Execution, draft: EventDraft, *, only_overdue: bool) -> str | None:
         """Mirror `finish_unclaimed`."""
         kept = self._access(execution.id)
         if kept is None:
             return _NOT_FOUND
         if kept.execution.status is not ExecutionStatus.PENDING:
+            return _REFUSED
+        if only_overdue and not kept.is_overdue(self._now):
             return _REFUSED
         self._write(kept, [draft], execution)
         return None
@@ -193,11 +206,15 @@ class StoreModel:
         self._places.pop((place.execution_id, place.node), None)
 
     def are_lapsed(self, listed: Sequence[ExecutionId]) -> bool:
-        """Tell whether `listed` are the running executions with lapsed leases, oldest first, in any order of equals."""
+        """Tell whether `listed` are the overdue executions, oldest first, in any order of equals.
+
+        What has expired may be among them until somebody asks for it.
+        """
+        listed = [execution_id for execution_id in listed if execution_id not in self._expired]
         lapsed = {
             execution_id: kept.lapses
             for execution_id, kept in self._kept.items()
-            if kept.execution.status is ExecutionStatus.RUNNING and kept.lapses <= self._now
+            if kept.lapses is not None and kept.is_overdue(self._now)
         }
         times = [lapsed.get(execution_id, -1.0) for execution_id in listed]
         return set(listed) == set(lapsed) and len(listed) == len(lapsed) and times == sorted(times)
@@ -220,4 +237,6 @@ class StoreModel:
             kept.events.append(OutputEvent(seq, draft.kind, draft.at, draft.data, draft.fields))
         if execution is not None:
             kept.execution = execution
+            if execution.status is ExecutionStatus.PENDING:
+                kept.begin_to_wait(self._now)
         kept.accessed = self._now

@@ -37,6 +37,7 @@ def test_the_record_joins_what_the_runner_says_and_what_the_operator_allows() ->
         "max_processes": "rlimit",
         "timeout_seconds": "server",
         "idle_timeout_seconds": "server",
+        "queue_timeout_seconds": "server",
         "max_output_bytes": "server",
     }
     assert (found.network_grants, found.filesystem_grants, found.interception) == (True, False, True)

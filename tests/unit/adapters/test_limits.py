@@ -31,6 +31,7 @@ def test_a_request_that_says_nothing_gets_the_built_in_limits() -> None:
         max_open_files=1024,
         workspace_mb=256,
         max_memory_mb=2048,
+        queue_timeout_seconds=300,
     )
     assert resolved.network == NetworkPolicy()
 

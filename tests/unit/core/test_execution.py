@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,6 +29,7 @@ LEGAL = {
     ("running", "failed"),
     ("running", "timeout"),
     ("running", "cancelled"),
+    ("running", "pending"),
 }
 
 
@@ -70,15 +72,25 @@ def test_a_command_that_exits_3_is_completed() -> None:
 class Life(RuleBasedStateMachine):
     """Walks the table: what is legal changes the status, what is not raises and changes nothing."""
 
-    @initialize()
-    def submit(self) -> None:
-        self.execution = new_execution()
+    @initialize(retry_safe=st.booleans())
+    def submit(self, retry_safe: bool) -> None:
+        self.execution = replace(new_execution(), retry_safe=retry_safe)
+        self.starts = 0
         self.status = "pending"
         self.at = NOW
 
     @rule()
     def start(self) -> None:
+        self.starts += self.status == "pending"
         self.attempt("running", lambda: self.execution.start(NodeId("n"), self.at))
+
+    @rule()
+    def requeue(self) -> None:
+        if self.status == "running" and not (self.execution.retry_safe and self.starts < 3):
+            with pytest.raises(IllegalTransition):
+                self.execution.requeue(self.at)
+        else:
+            self.attempt("pending", lambda: self.execution.requeue(self.at))
 
     @rule(reason=st.sampled_from(TerminationReason))
     def finish(self, reason: TerminationReason) -> None:
@@ -112,6 +124,11 @@ class Life(RuleBasedStateMachine):
         assert execution.status == self.status
         assert execution.is_terminal == (execution.ended_at is not None) == (execution.outcome is not None)
         assert execution.is_terminal == (self.status not in {"pending", "running"})
+        if self.status == "pending":
+            assert (execution.node, execution.started_at, execution.isolation) == (None, None, None)
+            assert execution.attempt == self.starts + 1
+            assert (execution.requeued_at is None) == (self.starts == 0)
+        assert execution.attempt <= 3
 
 
 TestLife = Life.TestCase

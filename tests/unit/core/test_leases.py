@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.leases import LAPSED_AT_ONCE, LeaseKeeper
 from sandbox_core.domain.errors import StoredDataCorrupt, StoreUnavailable
@@ -54,10 +55,12 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.store = Trouble(self.clock)
+        self.queue = LocalQueue(clock=self.clock)
 
     def keeper(self, name: str) -> LeaseKeeper:
         return LeaseKeeper(
             store=self.store,
+            queue=self.queue,
             clock=self.clock,
             node=NodeId(name),
             runs={},
