@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-done
 PYTEST := $(BIN)/python -m pytest
 PINS := .tools/pins
 
-.PHONY: help setup demo test check unit bench conformance test-versions docs pins clean
+.PHONY: help setup demo demo-workers test check unit bench conformance test-versions docs pins clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ $(STAMP): requirements/dev.txt pyproject.toml scripts/setup.sh
 
 demo: $(STAMP) ## A real MCP client runs real programs in a real server
 	@$(BIN)/python -m examples.demo
+
+demo-workers: $(STAMP) ## Servers behind nginx, workers, and Redis, while some of them are killed
+	@$(BIN)/python -m examples.demo_workers
 
 check: $(STAMP) ## Format, lint, types, import contracts, unit tests
 	$(BIN)/ruff format --check .

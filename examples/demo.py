@@ -16,7 +16,7 @@ from mcp import Client
 from mcp.types import TextContent
 from rich.console import Console
 
-from examples.serving import Server, descendants, serve
+from examples.serving import Server, descendants, is_gone, serve
 
 console = Console(markup=False, highlight=False, soft_wrap=True)
 Reply = dict[str, Any]
@@ -206,19 +206,11 @@ async def stop_leaves_nothing(server: Server, client: Client) -> None:
     console.print(f"     {len(below)} processes below the server; sending SIGTERM")
     code = await server.stop()
     expect(code == 0, f"exit code 0, not {code}")
-    left = [pid for pid in below if not _gone(pid)]
+    left = [pid for pid in below if not is_gone(pid)]
     expect(not left, f"no process left, but {left} are")
     files = sorted(path.name for path in server.directory.iterdir())
     expect(not files, f"no temporary file left, but {files} are")
     console.print("     exit code 0, no process left, no temporary file left")
-
-
-def _gone(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123  # one short read
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def _flat(group: BaseExceptionGroup[Surprise]) -> list[Surprise]:

@@ -114,6 +114,15 @@ def descendants(pid: int) -> frozenset[int]:
     return frozenset(found)
 
 
+def is_gone(pid: int) -> bool:
+    """Return whether no program runs under this process id; one that only waits to be reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123  # one short read
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def _parent(entry: Path) -> int | None:
     try:
         return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
