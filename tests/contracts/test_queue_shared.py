@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import pytest
@@ -51,7 +51,11 @@ class Replicas:
         return connection, await self.stack.enter_async_context(RedisStateStore(connection, SystemClock()))
 
     async def queue(
-        self, *, max_depth: int = 100, max_per_principal: int | None = None
+        self,
+        *,
+        max_depth: int = 100,
+        max_per_principal: int | None = None,
+        offers: frozenset[str] | None = None,
     ) -> tuple[SharedQueue, RedisStateStore]:
         connection, store = await self.store()
         queue = SharedQueue(
@@ -60,6 +64,7 @@ class Replicas:
             connection=connection,
             clock=SystemClock(),
             lease_seconds=LEASE_SECONDS,
+            offers=offers,
         )
         return await self.stack.enter_async_context(queue), store
 
@@ -75,7 +80,7 @@ async def replicas(anyio_backend: str, redis_server: RedisServer) -> AsyncIterat
 
 
 def item_of(execution: Execution) -> QueueItem:
-    return QueueItem(execution.id, execution.principal, execution.session_id, execution.created_at)
+    return QueueItem(execution.id, execution.principal, execution.session_id, execution.created_at, execution.labels)
 
 
 class TestSharedQueue(ExecutionQueueContract):
@@ -186,3 +191,19 @@ class TestBetweenReplicas:
             assert (await queue.take(everyone)).item.execution_id == execution.id
             while replicas.server.ask("ZSCORE", "test:waiting", poison) is not None:  # noqa: ASYNC110  # Redis tells nobody
                 await anyio.sleep(0.01)
+
+    @pytest.mark.parametrize("way", ["put", "abandoned"])
+    async def test_what_needs_labels_that_are_not_here_goes_to_a_replica_that_has_them(
+        self, replicas: Replicas, way: str
+    ) -> None:
+        plain, store = await replicas.queue(offers=frozenset())
+        with_gpu, _ = await replicas.queue(offers=frozenset({"gpu"}))
+        execution = await store.create(replace(pending(FakeClock(SystemClock().now())), labels=("gpu",)))
+        if way == "put":
+            await plain.put(item_of(execution))
+        else:
+            replicas.abandon(execution.id)
+        with anyio.fail_after(BOUND_SECONDS):
+            delivery = await with_gpu.take(everyone, frozenset({"gpu"}))
+        assert delivery.item == item_of(execution)
+        assert await plain.depth() == 0

@@ -135,11 +135,14 @@ def test_any_json_in_any_place_of_a_line_is_read_or_corrupt(value: object, key: 
         denials_omitted=st.integers(0, 1 << 60),
     ),
     at=_TIMES,
+    labels=st.frozensets(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True), max_size=8),
 )
 def test_any_execution_comes_back(
-    command: Command, policy: ExecutionPolicy, outcome: Outcome | None, at: datetime
+    command: Command, policy: ExecutionPolicy, outcome: Outcome | None, at: datetime, labels: frozenset[str]
 ) -> None:
-    execution = Execution(new_execution_id(at), Principal("a@b"), SessionId("s"), command, policy, at)
+    execution = Execution(
+        new_execution_id(at), Principal("a@b"), SessionId("s"), command, policy, at, labels=tuple(sorted(labels))
+    )
     assert decode_execution(encode_execution(execution), execution.id) == execution
     running = execution.apply(execution.start(NodeId("n"), at))
     running = running.apply(running.prepare(Isolation("r", "1", True, layers=("pid",), limits={"a": "b"})))
@@ -167,6 +170,13 @@ def test_what_version_1_wrote_is_still_read() -> None:
     )
     assert execution.policy.filesystem == FilesystemPolicy(deny_read=("x",))
     assert json.loads(encode_execution(execution))["v"] == 3
+
+
+def test_what_version_2_wrote_has_no_labels() -> None:
+    execution = Execution(new_execution_id(_AT), LOCAL_PRINCIPAL, None, Command(argv=("true",)), ExecutionPolicy(), _AT)
+    document = json.loads(encode_execution(execution))
+    del document["execution"]["labels"]
+    assert decode_execution(json.dumps(document | {"v": 2}).encode(), execution.id) == execution
 
 
 def test_a_version_of_the_future_is_corrupt() -> None:

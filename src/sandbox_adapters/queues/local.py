@@ -21,11 +21,12 @@ _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
 
 
 class _Lane:
-    """The waiting items of one session of one principal, in order of arrival."""
+    """The waiting items of one session of one principal with the same labels, in order of arrival."""
 
-    __slots__ = ("asked", "dropped", "items", "refused_in")
+    __slots__ = ("asked", "dropped", "items", "labels", "refused_in")
 
-    def __init__(self) -> None:
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
         self.items: deque[QueueItem] = deque()
         self.asked: QueueItem | None = None
         """The item that a taker is asking `admit` about."""
@@ -35,7 +36,12 @@ class _Lane:
         """The round in which `admit` refused the head."""
 
 
-_Lanes = OrderedDict[SessionId | None, _Lane]
+_Key = tuple[SessionId | None, tuple[str, ...]]
+_Lanes = OrderedDict[_Key, _Lane]
+
+
+def _key(item: QueueItem) -> _Key:
+    return item.session_id, item.labels
 
 
 class LocalQueue:
@@ -83,10 +89,10 @@ class LocalQueue:
         self._lane(item).items.append(item)
         self._enter(item)
 
-    async def take(self, admit: Admit) -> Delivery:
+    async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
         while True:
-            choice = self._choose()
+            choice = self._choose(offers)
             if choice is None:
                 await self._changed.wait()
                 continue
@@ -107,7 +113,7 @@ class LocalQueue:
         item = delivery.item
         lane = self._lane(item)
         lane.items.appendleft(item)
-        self._ring[item.principal].move_to_end(item.session_id, last=False)
+        self._ring[item.principal].move_to_end(_key(item), last=False)
         self._ring.move_to_end(item.principal, last=False)
         self._enter(item)
 
@@ -182,28 +188,32 @@ class LocalQueue:
 
     def _lane(self, item: QueueItem) -> _Lane:
         lanes = self._ring.setdefault(item.principal, OrderedDict())
-        return lanes.setdefault(item.session_id, _Lane())
+        return lanes.setdefault(_key(item), _Lane(item.labels))
 
-    def _choose(self) -> tuple[_Lane, QueueItem] | None:
+    def _choose(self, offers: frozenset[str]) -> tuple[_Lane, QueueItem] | None:
         """Return the next item to ask about: first of principals that nobody is asking about, then of the others."""
         if self._closed:
             return None
         for busy in (False, True):
             for lanes in self._ring.values():
                 if any(lane.asked is not None for lane in lanes.values()) is busy:
-                    for lane in self._askable(lanes):
+                    for lane in self._askable(lanes, offers):
                         return lane, lane.items[0]
         return None
 
-    def _askable(self, lanes: _Lanes) -> Iterator[_Lane]:
-        return (lane for lane in lanes.values() if lane.asked is None and lane.refused_in != self._round)
+    def _askable(self, lanes: _Lanes, offers: frozenset[str]) -> Iterator[_Lane]:
+        return (
+            lane
+            for lane in lanes.values()
+            if lane.asked is None and lane.refused_in != self._round and offers.issuperset(lane.labels)
+        )
 
     def _hand_over(self, item: QueueItem, lane: _Lane) -> Delivery:
         self._forget(item, lane)
         if (lanes := self._ring.get(item.principal)) is not None:
             self._ring.move_to_end(item.principal)
-            if item.session_id in lanes:
-                lanes.move_to_end(item.session_id)
+            if _key(item) in lanes:
+                lanes.move_to_end(_key(item))
         self._receipts += 1
         delivery = Delivery(item, str(self._receipts))
         self._taken[delivery.receipt] = delivery
@@ -218,7 +228,7 @@ class LocalQueue:
         lane.refused_in = -1
         if not lane.items:
             lanes = self._ring[item.principal]
-            del lanes[item.session_id]
+            del lanes[_key(item)]
             if not lanes:
                 del self._ring[item.principal]
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-from redis.exceptions import RedisError
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.queues import redis_scripts as scripts
 from sandbox_adapters.queues.redis_items import decode_item, encode_item
+from sandbox_adapters.queues.redis_wakes import WakeListener
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId
@@ -34,8 +34,7 @@ LIFE_SECONDS: Final = 7 * 86_400
 """How long keys live after their last use, beyond the time to live of a pending execution."""
 
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
-_LONGEST_PAUSE: Final = 1.0
-_FULL, _FULL_FOR_ONE = 1, 2
+_FULL, _FULL_FOR_ONE, _TOO_MANY_SETS = 1, 2, 3
 
 
 class RedisQueue(Background):
@@ -65,7 +64,7 @@ class RedisQueue(Background):
         visibility_seconds: float = 9.0,
         ttl_seconds: float = 3600.0,
     ) -> None:
-        super().__init__(self._listen, self._renew)
+        super().__init__(self._renew)
         self._connection = connection
         self._max_depth = max_depth
         self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
@@ -78,8 +77,7 @@ class RedisQueue(Background):
         self._refused: set[str] = set()
         self._asking = 0
         self._changed = anyio.Event()
-        self._waiting = 0
-        self._hungry = anyio.Event()
+        self._listeners: dict[str, WakeListener] = {}
         self._look_in = LOOK_SECONDS
         self._held: set[str] = set()
         self._holding = anyio.Event()
@@ -96,20 +94,23 @@ class RedisQueue(Background):
             raise ServerFull(f"{count} executions are waiting already", _retry_after(mean_ms))
         if refused == _FULL_FOR_ONE:
             raise ServerFull(f"{count} of your executions are waiting already", _retry_after(mean_ms))
+        if refused == _TOO_MANY_SETS:
+            raise ServerFull(f"executions with {count} different sets of labels are waiting", _retry_after(mean_ms))
         self._ask_again()
 
-    async def take(self, admit: Admit) -> Delivery:
+    async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
-        question = secrets.token_hex(8)
+        question, offered = secrets.token_hex(8), ",".join(sorted(offers))
+        listener = self._listener(offered)
         is_open = True
         try:
             while True:
                 changed, round_asked = self._changed, self._round
                 is_open = True
-                choice = await self._choose(question)
+                choice = await self._choose(question, offered)
                 if choice is None:
                     is_open = False
-                    await self._wait_for(changed)
+                    await listener.wait_for(changed)
                     continue
                 item, lane = choice
                 self._asking += 1
@@ -171,11 +172,11 @@ class RedisQueue(Background):
         found = await self._connection.command("HMGET", f"{self._connection.namespace}queue:items", *ids)
         return {raw for raw, value in zip(ids, found, strict=True) if value is not None}
 
-    async def _choose(self, question: str) -> tuple[QueueItem, str] | None:
+    async def _choose(self, question: str, offered: str) -> tuple[QueueItem, str] | None:
         """Mark the next item as asked about. Whole even when cancelled: then the question is withdrawn by `take`."""
         while True:
             with anyio.CancelScope(shield=True):
-                answer = await self._run(scripts.CHOOSE, question, self._visibility_ms, *self._refused)
+                answer = await self._run(scripts.CHOOSE, question, self._visibility_ms, offered, *self._refused)
             await anyio.lowlevel.checkpoint_if_cancelled()
             if not answer[0]:
                 back_in = int(answer[1]) / 1000
@@ -205,39 +206,21 @@ class RedisQueue(Background):
         with anyio.CancelScope(shield=True), suppress(InfrastructureError):
             await self._run(scripts.WITHDRAW, question)
 
-    async def _wait_for(self, changed: anyio.Event) -> None:
-        self._waiting += 1
-        self._hungry.set()
-        try:
-            await changed.wait()
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._hungry = anyio.Event()
-
-    async def _listen(self) -> None:
-        """Pop a token while a taker here has nothing to do, and let it look; also when none came for a while."""
-        name = f"{self._connection.namespace}queue:wake"
-        listener = self._connection.listener()
-        pause = 0.0
-        while True:
-            await self._hungry.wait()
-            seconds = self._look_in
-            try:
-                # The client itself would wait for ever on a connection that died without a word.
-                with anyio.fail_after(seconds + self._connection.options.timeout_seconds):
-                    popped = await listener.execute_command("BLPOP", name, seconds)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-                if popped is not None and not self._waiting:
-                    await self._run(scripts.PASS_ON)
-            except (RedisError, OSError, TimeoutError, InfrastructureError) as error:
-                if not pause:
-                    _log.warning("the queue waits for Redis: %s", self._connection.explain(error))
-                pause = min(max(0.05, pause * 2), _LONGEST_PAUSE)
-                await anyio.sleep(pause)
-            else:
-                pause = 0.0
-            # Takers look for themselves, and learn it when Redis is away.
-            self._signal()
+    def _listener(self, offers: str) -> WakeListener:
+        """Return who listens for takers with these offers, a kind of its own: its tokens are for nobody else."""
+        listener = self._listeners.get(offers)
+        if listener is None:
+            listener = WakeListener(
+                self._connection,
+                offers=offers,
+                look_in=lambda: self._look_in,
+                wake=self._signal,
+                pass_on=lambda token: self._run(scripts.PASS_ON, token),
+            )
+            self._listeners[offers] = listener
+            if self._tasks is not None:
+                self._tasks.start_soon(listener.run)
+        return listener
 
     async def _renew(self) -> None:
         """Hold what was handed over and neither done nor given back, for as long as this process lives."""

@@ -69,6 +69,7 @@ class SharedQueue(Background):
         connection: entered before this, and left after it.
         clock: for the rounds.
         lease_seconds: how long a replica may be silent; there is a round every third of it.
+        offers: labels of the takers here: what needs others is left to a replica that has them. None: take all.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class SharedQueue(Background):
         connection: RedisConnection,
         clock: Clock,
         lease_seconds: float,
+        offers: frozenset[str] | None = None,
     ) -> None:
         super().__init__(self._work)
         self._local = local
@@ -88,15 +90,22 @@ class SharedQueue(Background):
         self._lease_seconds = lease_seconds
         self._waiting_key = f"{connection.namespace}waiting"
         self._closed = False
-        self.put = local.put
+        self._offers = offers
         self.remove = local.remove
         self.recheck = local.recheck
         self.depth = local.depth
         self.stats = local.stats
 
-    async def take(self, admit: Admit) -> Delivery:
+    async def put(self, item: QueueItem) -> None:
+        """Add an item, or offer it to the others when it needs labels that are not here. Raises as LocalQueue does."""
+        if self._is_for_others(item):
+            await self._offer([item.execution_id])
+        else:
+            await self._local.put(item)
+
+    async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts."""
-        return await self._local.take(admit)
+        return await self._local.take(admit, offers)
 
     async def done(self, delivery: Delivery) -> None:
         """Forget the item."""
@@ -145,12 +154,18 @@ class SharedQueue(Background):
         if item is None:
             await self._connection.command("ZREM", self._waiting_key, execution_id)
             return
+        if self._is_for_others(item):
+            await self._offer([execution_id])
+            return
         try:
             await self._local.put(item)
         except ServerFull:
             await self._offer([execution_id])
         else:
             _log.info("%s waits here now: nobody else kept it", execution_id)
+
+    def _is_for_others(self, item: QueueItem) -> bool:
+        return bool(item.labels) and self._offers is not None and not self._offers.issuperset(item.labels)
 
     async def _offer(self, ids: Sequence[ExecutionId]) -> None:
         if not ids:
@@ -175,4 +190,5 @@ async def pending_item(store: StateStore, execution_id: ExecutionId) -> QueueIte
         principal=execution.principal,
         session_id=execution.session_id,
         queued_at=execution.queued_at,
+        labels=execution.labels,
     )

@@ -1,8 +1,8 @@
 """How stored data is written: one JSON document per execution, one JSON line per event.
 
 An execution is `{"v":3,"execution":{...}}` with the field names of the domain, nulls included. Older ones are still
-read: version 2 had no `retry_safe`, `attempt`, `requeued_at` and `queue_timeout_seconds`, version 1 also no denials, no
-network usage, no `filesystem.allow_read` and no `isolation.require`.
+read: version 2 had no `retry_safe`, `attempt`, `requeued_at`, `labels` and `queue_timeout_seconds`, version 1 also no
+denials, no network usage, no `filesystem.allow_read` and no `isolation.require`.
 An event is one line such as `{"v":1,"seq":2,"type":"stdout","ts":"2026-01-01T00:00:00+00:00","data":"ok\\n"}`.
 Bytes are text where they are valid UTF-8, else base64 with `"encoding":"base64"` beside them, so nothing is lost.
 Fields of an event that are for programs stand under `fields`.

@@ -115,6 +115,7 @@ class Reaper:
                     principal=again.principal,
                     session_id=again.session_id,
                     queued_at=again.queued_at,
+                    labels=again.labels,
                 )
             )
         except (ServerFull, ServerDraining) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sandbox_core.domain.errors import IdempotencyConflict, InvalidArgument
 from sandbox_core.domain.execution import Execution
 
-_COMPARED = ("command", "policy", "retry_safe")
+_COMPARED = ("command", "policy", "retry_safe", "labels")
 
 
 def check_retry_safe(execution: Execution) -> None:

@@ -29,6 +29,7 @@ from sandbox_core.domain.errors import (
 from sandbox_core.domain.events import MAX_EVENT_BYTES, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId, new_execution_id, parse_idempotency_key
+from sandbox_core.domain.labels import parse_labels
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, resolve
 from sandbox_core.domain.status import ExecutionStatus
@@ -59,7 +60,8 @@ class Submission:
     """A request to run one command. `policy` is what is asked; None fields take the defaults.
 
     `retry_safe`: when whoever runs it is gone, run it again, see `Execution`. `idempotency_key`: submitting again with
-    the same key (see `parse_idempotency_key`) returns the first execution, as long as that is kept.
+    the same key (see `parse_idempotency_key`) returns the first execution, as long as that is kept. `labels` are what
+    the back must offer that runs it; see `domain.labels`.
     """
 
     command: Command
@@ -67,6 +69,7 @@ class Submission:
     session_id: SessionId | None = None
     idempotency_key: str | None = None
     retry_safe: bool = False
+    labels: frozenset[str] = frozenset()
 
 
 class ExecutionService:
@@ -129,6 +132,7 @@ class ExecutionService:
         if self._draining:
             raise ServerDraining
         policy = self._resolve(submission.policy)
+        labels = tuple(sorted(parse_labels(submission.labels)))
         now = self._clock.now()
         wanted = Execution(
             id=new_execution_id(now),
@@ -138,6 +142,7 @@ class ExecutionService:
             policy=policy,
             created_at=now,
             retry_safe=submission.retry_safe,
+            labels=labels,
         )
         check_retry_safe(wanted)
         key = None if submission.idempotency_key is None else parse_idempotency_key(submission.idempotency_key)
@@ -148,7 +153,11 @@ class ExecutionService:
         try:
             await self._queue.put(
                 QueueItem(
-                    execution_id=execution.id, principal=principal, session_id=execution.session_id, queued_at=now
+                    execution_id=execution.id,
+                    principal=principal,
+                    session_id=execution.session_id,
+                    queued_at=now,
+                    labels=labels,
                 )
             )
         except BaseException:

@@ -57,6 +57,7 @@ class ExecutionSupervisor:
 
     Args:
         quota: places per node, principal and session; `per_node` is how many this supervisor runs at once.
+        labels: what this node offers; see ExecutionQueue.take.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ExecutionSupervisor:
         node: NodeId,
         quota: Quota,
         config: SupervisorConfig | None = None,
+        labels: frozenset[str] = frozenset(),
     ) -> None:
         self._config = config or SupervisorConfig()
         self._store = store
@@ -79,6 +81,7 @@ class ExecutionSupervisor:
         self._clock = clock
         self._node = node
         self._quota = quota
+        self._labels = labels
         self._admission = Admission(store=store, node=node, quota=quota, lease_seconds=self._config.lease_seconds)
         self._runs: dict[ExecutionId, ExecutionRun] = {}
         self._leases = LeaseKeeper(
@@ -161,7 +164,7 @@ class ExecutionSupervisor:
     async def _take(self) -> Delivery:
         while True:
             try:
-                return await self._queue.take(self._admission.admit)
+                return await self._queue.take(self._admission.admit, self._labels)
             except InfrastructureError as error:
                 _log.warning("cannot take work: %s", error)
                 await self._clock.sleep_until(self._clock.monotonic() + self._config.retry_seconds)

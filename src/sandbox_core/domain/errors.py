@@ -11,6 +11,7 @@
     │   ├── InputClosed               input_closed
     │   ├── InputFull                 input_full
     │   ├── ServerFull                server_full
+    │   ├── Unservable                unservable
     │   └── IllegalTransition         illegal_transition
     └── InfrastructureError           something the caller cannot mend
         ├── ServerDraining            server_draining
@@ -27,7 +28,7 @@ A non-zero exit, a signal, a timeout and a full output log are outcomes of an ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -162,6 +163,23 @@ class ServerFull(CallerError):
         super().__init__(f"The server is full: {what}. Try again in {retry_after_seconds} s.")
         self.what = what
         self.retry_after_seconds = retry_after_seconds
+
+
+class Unservable(CallerError):
+    """No back that lives offers every label that was asked for."""
+
+    code: ClassVar[str] = "unservable"
+
+    def __init__(self, labels: Collection[str], offered: Collection[str]) -> None:
+        asked, known = sorted(labels), sorted(offered)
+        nobody = [label for label in asked if label not in offered]
+        problem = f"no worker offers {', '.join(nobody)}" if nobody else "no worker offers all of them together"
+        super().__init__(
+            f"Nothing can run an execution with the labels {', '.join(asked)}: {problem}. "
+            f"Offered now: {', '.join(known) or 'none'}. Ask for these, or for none to run anywhere."
+        )
+        self.labels = tuple(asked)
+        self.offered = tuple(known)
 
 
 class IllegalTransition(CallerError):

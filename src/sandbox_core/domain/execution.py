@@ -61,7 +61,8 @@ class Execution:
 
     `retry_safe`: the caller said that running the command twice, even at the same time, does no harm. `attempt` counts
     its starts, the one that is waited for included; `requeued_at` is when the latest of them but the first began to
-    wait, None on the first. `node`, `started_at` and `isolation` are those of this attempt.
+    wait, None on the first. `node`, `started_at` and `isolation` are those of this attempt. `labels` are sorted: what
+    its back must offer.
     """
 
     id: ExecutionId
@@ -79,6 +80,7 @@ class Execution:
     retry_safe: bool = False
     attempt: int = 1
     requeued_at: datetime | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def queued_at(self) -> datetime:

@@ -12,12 +12,16 @@ from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 
 @dataclass(frozen=True, slots=True)
 class QueueItem:
-    """A pending execution, with what fairness and admission need to know of it."""
+    """A pending execution, with what fairness and admission need to know of it.
+
+    `labels` are sorted; only a taker that offers all of them gets the item.
+    """
 
     execution_id: ExecutionId
     principal: Principal
     session_id: SessionId | None
     queued_at: datetime
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,20 @@ class ExecutionQueue(Protocol):
 
     Promises: at least once (an item is handed out again when its taker is gone before `done`); bounded, in all and per
     principal; fair: principals are served in turn, and inside one its sessions in turn, each in order of arrival, so
-    that neither an item refused by `admit` nor a long lane holds up another lane.
+    that neither an item refused by `admit` nor a long lane holds up another lane. Items of one session with other
+    labels are in another lane, so that what nobody here may take holds up nothing.
     """
 
     async def put(self, item: QueueItem) -> None:
         """Add an item. Raises ServerFull, with the time to try again, when a bound is reached."""
         ...
 
-    async def take(self, admit: Admit) -> Delivery:
+    async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. Pushed, not polled; a cancelled take loses nothing.
 
-        Items refused are asked about again after `recheck`, a `put` or a `done`, not in a loop.
+        Only items whose labels are all in `offers` (at most 16) are asked about; an item without labels always may be.
+        A taker that may not take an item takes no wake-up for it from one that may. Items refused are asked about again
+        after `recheck`, a `put` or a `done`, not in a loop.
         """
         ...
 

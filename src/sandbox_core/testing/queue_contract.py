@@ -18,7 +18,8 @@ from __future__ import annotations
 from sandbox_core.testing.queue_contract_bounds import QueueBoundsContract
 from sandbox_core.testing.queue_contract_delivery import QueueDeliveryContract
 from sandbox_core.testing.queue_contract_fairness import QueueFairnessContract
+from sandbox_core.testing.queue_contract_labels import QueueLabelsContract
 
 
-class ExecutionQueueContract(QueueDeliveryContract, QueueFairnessContract, QueueBoundsContract):
+class ExecutionQueueContract(QueueDeliveryContract, QueueFairnessContract, QueueBoundsContract, QueueLabelsContract):
     """Everything that an ExecutionQueue promises. See the module's text for how to use it."""

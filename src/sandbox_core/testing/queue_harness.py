@@ -23,11 +23,11 @@ class MakeQueue(Protocol):
         ...
 
 
-def item(principal: str = "alice", session: str | None = None) -> QueueItem:
-    """Return an item of a new execution."""
+def item(principal: str = "alice", session: str | None = None, *labels: str) -> QueueItem:
+    """Return an item of a new execution that needs these labels."""
     now = datetime.now(UTC)
     session_id = None if session is None else SessionId(session)
-    return QueueItem(new_execution_id(now), Principal(principal), session_id, now)
+    return QueueItem(new_execution_id(now), Principal(principal), session_id, now, tuple(sorted(labels)))
 
 
 async def everyone(_: QueueItem) -> bool:
@@ -48,12 +48,12 @@ class Gate:
         return asked.principal not in self.shut and asked.session_id not in self.shut
 
 
-async def take_all(queue: ExecutionQueue, count: int) -> list[QueueItem]:
-    """Take `count` items, acknowledge each, and return them in the order in which they came."""
+async def take_all(queue: ExecutionQueue, count: int, *offers: str) -> list[QueueItem]:
+    """Take `count` items, offering these labels, acknowledge each, and return them in the order in which they came."""
     taken = []
     with anyio.fail_after(BOUND_SECONDS):
         for _ in range(count):
-            delivery = await queue.take(everyone)
+            delivery = await queue.take(everyone, frozenset(offers))
             await queue.done(delivery)
             taken.append(delivery.item)
     return taken

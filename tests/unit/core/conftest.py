@@ -88,6 +88,7 @@ async def open_house(
     default: Script | None = None,
     quota: Quota | None = None,
     max_queued: int = 100,
+    labels: frozenset[str] = frozenset(),
 ) -> AsyncIterator[House]:
     """Compose and start a house; drains it at the end."""
     clock = FakeClock()
@@ -114,6 +115,7 @@ async def open_house(
         clock=clock,
         node=NodeId("node-1"),
         quota=quota or Quota(per_node=10, per_principal=10, per_session=5),
+        labels=labels,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(supervisor.run)
