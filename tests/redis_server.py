@@ -39,7 +39,7 @@ class RedisServer:
 
     def __init__(self, directory: Path, options: Sequence[str] = (), sentinel: Path | None = None) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._options = list(options)
         self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | ContainerRedis | None = None
@@ -162,7 +162,7 @@ def _need_redis() -> None:
         pytest.skip("redis-server is missing; apt-get install redis-server")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

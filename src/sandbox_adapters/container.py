@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dependency_injector import containers, providers
@@ -37,6 +37,7 @@ from sandbox_core.ports.store import Quota, StateStore
 
 if TYPE_CHECKING:
     from sandbox_adapters.message_log import MessageLog
+    from sandbox_adapters.nats_connection import NatsConnection
     from sandbox_adapters.redis_connection import RedisConnection
     from sandbox_adapters.runners.network import Egress
 
@@ -182,34 +183,28 @@ def queue_kind(settings: Settings) -> str:
     return "replica" if settings.shares_state else "memory"
 
 
-def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnection:
-    """Return the way to the queue: the one to the state when it is the same server."""
-    if settings.queue_url is None or settings.queue_url == settings.redis_url:
+def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnection | NatsConnection:
+    """Return the way to the queue: the one to the state when nothing else is named."""
+    if settings.queue_url is None:
         return state
-    from sandbox_adapters.redis_connection import RedisConnection
+    from sandbox_adapters.queue_engines import engine_connection
 
-    return RedisConnection(replace(state.options, url=settings.queue_url, sentinels=()))
+    return engine_connection(settings, state)
 
 
 def workers_queue(
     settings: Settings,
     shares: Shares,
-    connection: RedisConnection,
+    connection: RedisConnection | NatsConnection,
     store: StateStore,
     state: RedisConnection,
     clock: Clock,
 ) -> ExecutionQueue:
     """Return the queue of fronts and backs in different processes."""
+    from sandbox_adapters.queue_engines import engine_queue
     from sandbox_adapters.queues.adopting import AdoptingQueue
-    from sandbox_adapters.queues.redis import RedisQueue
 
-    queue = RedisQueue(
-        connection=connection,
-        max_depth=settings.max_queued,
-        max_per_principal=shares.queued_per_principal,
-        visibility_seconds=settings.lease_seconds,
-        ttl_seconds=settings.ttl_seconds,
-    )
+    queue = engine_queue(settings, connection, shares.queued_per_principal)
     return AdoptingQueue(queue=queue, store=store, state=state, clock=clock, lease_seconds=settings.lease_seconds)
 
 

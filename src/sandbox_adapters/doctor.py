@@ -9,6 +9,7 @@ import anyio
 
 from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import SandboxContainer, redis_connection
+from sandbox_adapters.queue_engines import engine_check
 from sandbox_adapters.redis_options import check_redis
 from sandbox_adapters.runners.probes import Check, probe
 from sandbox_adapters.settings import Settings, SettingsError
@@ -42,6 +43,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
         checks = [Check("workers", True, "this server runs nothing itself, and needs no isolation"), *checks]
     if settings.state == "redis":
         checks = [*checks, await redis_check(settings)]
+    if (queue := await engine_check(settings)) is not None:
+        checks = [*checks, queue]
     capabilities = None
     if works:
         try:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from importlib.util import find_spec
 from urllib.parse import unquote, unquote_plus, urlsplit
 
+from pydantic import SecretStr
+
+from sandbox_adapters.nats_options import NATS_SCHEMES, NatsOptions
 from sandbox_adapters.settings import Settings, SettingsError
 
 _NO_URL = (
     "REDIS_URL is not a Redis URL: redis://, rediss:// or unix://, as in rediss://user:password@host:6379/0, with "
     "every character of the password that is no letter or digit percent-encoded, and no options but those of TLS."
 )
+_NO_QUEUE_URL = {
+    "redis": _NO_URL.replace("REDIS_URL", "SANDBOX_QUEUE_URL"),
+    "nats": "SANDBOX_QUEUE_URL is not a NATS URL: nats:// or tls://, as in tls://user:password@one:4222,tls://two:4222 "
+    "with every character of the password that is no letter or digit percent-encoded, and no option but replicas.",
+}
 _OTHER_LOOP = (
     "REDIS_URL is set, and this program does not run under asyncio: state in Redis works there only. Run it under "
     "asyncio, or choose state='memory'."
@@ -52,15 +61,13 @@ def _check_queue(settings: Settings) -> None:
             raise SettingsError(
                 "SANDBOX_QUEUE_URL is set, and the state is in memory, where no worker sees it: set REDIS_URL too."
             )
-        from sandbox_adapters.redis_connection import RedisOptions
-
         try:
             # As above.
-            usable = bool(RedisOptions(settings.queue_url).address)
+            usable = bool(_queue_address(settings))
         except ValueError:
             usable = False
         if not usable:
-            raise SettingsError(_NO_URL.replace("REDIS_URL", "SANDBOX_QUEUE_URL"))
+            raise SettingsError(_NO_QUEUE_URL[settings.queue_engine or "redis"])
     elif not settings.local_runner:
         raise SettingsError(
             "SANDBOX_LOCAL_RUNNER is false, and without SANDBOX_QUEUE_URL no worker would run anything: set it, and "
@@ -68,15 +75,33 @@ def _check_queue(settings: Settings) -> None:
         )
 
 
+def _queue_address(settings: Settings) -> str:
+    """Return where the queue is. Raises ValueError when the URL does not say, SettingsError without the client."""
+    url = settings.queue_url or SecretStr("")
+    if settings.queue_engine == "nats":
+        if find_spec("nats") is None:
+            raise SettingsError(
+                "SANDBOX_QUEUE_URL names NATS, and its client is missing: pip install sandbox-mcp[nats]"
+            )
+        options = NatsOptions(url)
+        return f"{options.address} {options.replicas} {options.credentials[0]}"
+    from sandbox_adapters.redis_connection import RedisOptions
+
+    return RedisOptions(url).address
+
+
 def redis_secrets(settings: Settings) -> list[str]:
-    """Return what no log may show: the passwords for Redis and the Sentinels."""
+    """Return what no log may show: the passwords for Redis, the Sentinels and the queue, and its token."""
     secrets = []
-    for url in (settings.redis_url, settings.queue_url):
-        if url is None:
-            continue
+    urls = [url.get_secret_value() for url in (settings.redis_url, settings.queue_url) if url is not None]
+    if settings.queue_engine == "nats":
+        urls += urls.pop().split(",")
+    for url in urls:
         try:
-            parts = urlsplit(url.get_secret_value())
+            parts = urlsplit(url)
             given = [parts.password, *(raw for name, _, raw in _fields(parts.query) if name == "password")]
+            if parts.scheme in NATS_SCHEMES and parts.password is None:
+                given.append(parts.username)
         except ValueError:
             given = []
         for password in filter(None, given):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings
 
-_SCHEMES = ("redis", "rediss", "unix")
+_ENGINES: Final[dict[str, Literal["redis", "nats"]]] = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "nats": "nats",
+    "tls": "nats",
+}
+"""Which engine the scheme of SANDBOX_QUEUE_URL names."""
 
 
 class WorkerSettings(BaseSettings):
@@ -20,7 +27,8 @@ class WorkerSettings(BaseSettings):
     queue_url: SecretStr | None = Field(
         default=None,
         description="Queue that servers and workers share: `redis://`, `rediss://` or `unix://`, mostly the same as "
-        "REDIS_URL, which must be set too. Unset: each server runs what it accepts.",
+        "REDIS_URL, or `nats://` or `tls://` for NATS JetStream. REDIS_URL must be set too. Unset: each server runs "
+        "what it accepts.",
     )
     local_runner: bool = Field(
         default=True,
@@ -46,9 +54,14 @@ class WorkerSettings(BaseSettings):
     @field_validator("queue_url")
     @classmethod
     def _known_engine(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and _scheme(value.get_secret_value()) not in _SCHEMES:
-            raise ValueError("must begin with redis://, rediss:// or unix://; there is no other queue yet")
+        if value is not None and _scheme(value.get_secret_value()) not in _ENGINES:
+            raise ValueError(f"must begin with one of {', '.join(f'{scheme}://' for scheme in _ENGINES)}")
         return value
+
+    @property
+    def queue_engine(self) -> Literal["redis", "nats"] | None:
+        """What keeps the queue that processes share; None when there is none."""
+        return None if self.queue_url is None else _ENGINES[_scheme(self.queue_url.get_secret_value())]
 
     @property
     def place(self) -> Literal["here", "elsewhere"]:
@@ -58,6 +71,6 @@ class WorkerSettings(BaseSettings):
 
 def _scheme(url: str) -> str:
     try:
-        return urlsplit(url).scheme
+        return urlsplit(url.partition(",")[0]).scheme
     except ValueError:
         return ""

@@ -1,18 +1,20 @@
-"""AdoptingQueue: a RedisQueue, and what was stored as pending by a server that died before it queued it."""
+"""AdoptingQueue: a queue that processes share, and what was stored by a server that died before it queued it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from sandbox_adapters.background import Background, rounds
-from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.queues.shared import ADOPT, AT_ONCE, pending_item
 from sandbox_adapters.redis_connection import RedisConnection
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.ports.clock import Clock
+from sandbox_core.ports.queue import ExecutionQueue
 from sandbox_core.ports.store import StateStore
 
 _log = logging.getLogger("sandbox_adapters.queue")
@@ -21,8 +23,16 @@ LOOKED_AT_MS: Final = 60_000
 """Each pending execution is looked at so often, by one of all processes, while it waits in the queue."""
 
 
+class EngineQueue(ExecutionQueue, AbstractAsyncContextManager[object], Protocol):
+    """An ExecutionQueue of an engine, in its context, that tells what of a list it has."""
+
+    async def waiting(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of these ids that are in the queue."""
+        ...
+
+
 class AdoptingQueue(Background):
-    """ExecutionQueue. Satisfies `ExecutionQueue` while its context lasts; asyncio only. All else as RedisQueue.
+    """ExecutionQueue. Satisfies `ExecutionQueue` while its context lasts; asyncio only. All else as `queue`.
 
     RedisStateStore notes each pending execution with a time until which nobody needs to care for it. Once in a
     lease this asks for those whose time is over, and queues what the queue does not have: it never started anywhere,
@@ -37,7 +47,7 @@ class AdoptingQueue(Background):
     """
 
     def __init__(
-        self, *, queue: RedisQueue, store: StateStore, state: RedisConnection, clock: Clock, lease_seconds: float
+        self, *, queue: EngineQueue, store: StateStore, state: RedisConnection, clock: Clock, lease_seconds: float
     ) -> None:
         super().__init__(self._work)
         self._queue = queue

@@ -8,6 +8,7 @@ import pytest
 from dependency_injector import providers
 
 from sandbox_adapters.container import SandboxContainer
+from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.queues.adopting import AdoptingQueue
 from sandbox_adapters.settings import Settings
 from sandbox_core.application.remote import RemoteBack
@@ -78,6 +79,17 @@ def test_a_queue_on_the_server_of_the_state_uses_its_connection_and_another_one_
     assert same.queue_connection() is same.connection()
     assert other.queue_connection() is not other.connection()
     assert other.queue_connection().address == "localhost:2, database 0"
+
+
+def test_a_queue_in_nats_has_a_way_of_its_own() -> None:
+    given = WORKERS | {"queue_url": "nats://u:p@localhost:3", "redis_prefix": "a.b", "redis_timeout_seconds": 4}
+    container = SandboxContainer(settings=Settings.model_validate(given))
+    assert isinstance(container.queue(), AdoptingQueue)
+    connection = container.queue_connection()
+    assert isinstance(connection, NatsConnection)
+    assert connection.address == "localhost:3"
+    assert connection.options.base == "sandbox-a~db"
+    assert connection.options.timeout_seconds == 4
 
 
 def test_the_only_principal_of_a_fleet_may_use_all_of_it() -> None:

@@ -232,6 +232,9 @@ def test_another_address_needs_a_token_or_the_operator_s_word(host: str) -> None
         ({"local_runner": False}, "SANDBOX_LOCAL_RUNNER is false, and without SANDBOX_QUEUE_URL"),
         ({"local_runner": False, "redis_url": "redis://localhost"}, "without SANDBOX_QUEUE_URL"),
         ({"redis_url": "redis://localhost", "queue_url": "redis://localhost:x"}, "SANDBOX_QUEUE_URL is not a Redis"),
+        ({"redis_url": "redis://localhost", "queue_url": "nats://localhost:x"}, "SANDBOX_QUEUE_URL is not a NATS"),
+        ({"redis_url": "redis://localhost", "queue_url": "nats://localhost?replicas=2"}, "no option but replicas"),
+        ({"queue_url": "nats://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
     ],
 )
 def test_a_queue_that_cannot_work_is_refused(given: dict[str, Any], said: str) -> None:
@@ -239,9 +242,9 @@ def test_a_queue_that_cannot_work_is_refused(given: dict[str, Any], said: str) -
         check_redis(Settings.model_validate(given))
 
 
-@pytest.mark.parametrize("url", ["amqp://guest@localhost", "nats://localhost", "localhost:6379", "http://["])
+@pytest.mark.parametrize("url", ["amqp://guest@localhost", "localhost:6379", "http://["])
 def test_another_engine_for_the_queue_is_refused_without_showing_the_url(url: str) -> None:
-    with pytest.raises(SettingsError, match="SANDBOX_QUEUE_URL: must begin with redis://") as caught:
+    with pytest.raises(SettingsError, match="SANDBOX_QUEUE_URL: must begin with one of redis://") as caught:
         Settings(queue_url=SecretStr(url), redis_url=SecretStr("redis://localhost"))
     assert url not in str(caught.value)
 
@@ -249,3 +252,17 @@ def test_another_engine_for_the_queue_is_refused_without_showing_the_url(url: st
 def test_the_password_of_the_queue_is_a_secret() -> None:
     settings = Settings(redis_url=SecretStr("redis://localhost"), queue_url=SecretStr("redis://:p%40ss@localhost"))
     assert redis_secrets(settings) == ["p%40ss", "p@ss"]
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("nats://u:p%40ss@one:4222,tls://two", ["p%40ss", "p@ss"]),
+        ("nats://one,nats://v:other@two", ["other"]),
+        ("tls://t%2Fken@one", ["t%2Fken", "t/ken"]),
+        ("nats://one", []),
+    ],
+)
+def test_the_password_and_the_token_for_nats_are_secrets(url: str, secrets: list[str]) -> None:
+    settings = Settings(redis_url=SecretStr("redis://localhost"), queue_url=SecretStr(url))
+    assert redis_secrets(settings) == secrets
