@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.skips", "tests.redis_server", "tests.nats_server"]
@@ -13,3 +14,9 @@ pytest_plugins = ["tests.skips", "tests.redis_server", "tests.nats_server"]
 settings.register_profile("local", deadline=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Every async test runs under both, unless its folder or file says otherwise."""
+    return str(request.param)

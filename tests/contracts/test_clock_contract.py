@@ -13,11 +13,6 @@ from sandbox_core.testing.clock_contract import ClockContract, PassTime
 from sandbox_core.testing.fake_clock import FakeClock
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 class TestSystemClock(ClockContract):
     @pytest.fixture
     def clock(self) -> Clock:

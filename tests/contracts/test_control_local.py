@@ -14,11 +14,6 @@ from sandbox_core.ports.control import Cancel, ControlAnswer, ControlChannel, Co
 from sandbox_core.testing.control_contract import ControlChannelContract, ControlChannels, Recorder
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def execution_id() -> ExecutionId:
     return new_execution_id(datetime.now(UTC))

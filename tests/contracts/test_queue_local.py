@@ -13,11 +13,6 @@ from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, settle
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def satisfies_the_port(queue: LocalQueue) -> ExecutionQueue:
     """Checked by mypy."""
     return queue

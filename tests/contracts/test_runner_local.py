@@ -11,11 +11,6 @@ from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.testing.runner_contract import ProcessRunnerContract
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def satisfies_the_port(runner: LocalRunner) -> ProcessRunner:
     """Checked by mypy."""
     return runner

@@ -14,11 +14,6 @@ from sandbox_core.testing.store_harness import StoreHarness
 from .memory_harness import MemoryHarness
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 class TestMemoryStateStore(StateStoreContract):
     """With the logs in memory, as far as they fit."""
 

@@ -25,11 +25,6 @@ from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending
 _KIB, _MIB = 1024, 1 << 20
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 async def store(anyio_backend: str, fake_clock: FakeClock) -> AsyncIterator[MemoryStateStore]:
     async with MemoryStateStore(fake_clock, max_retained=5, max_retained_mb=8) as store:

@@ -61,13 +61,9 @@ exit 0
 """
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
+    """One's own: the descriptors of this process are counted, and a runner that lives on builds spares meanwhile."""
     async with BubblewrapRunner() as opened:
         yield opened
 

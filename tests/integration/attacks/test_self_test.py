@@ -25,11 +25,6 @@ SEEN = {
 }
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("control", SEEN)
 async def test_a_wall_that_is_not_there_is_noticed_at_the_start(anyio_backend: str, control: Control) -> None:
     if control is Control.UNIQUE_UID and os.geteuid() != 0:

@@ -33,11 +33,6 @@ _WORKSPACE = ExecutionPolicy(resource_limits=ResourceLimits(workspace_mb=1))
 _BOUNDED = [f"{directory} {INODES_FOR_EACH_MIB} No space left on device True" for directory in PATHS]
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 async def without_cgroups(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
     async with BubblewrapRunner(controls=Controls(frozenset({Control.CGROUP_TREE}))) as opened:

@@ -7,7 +7,6 @@ import select
 import signal
 import subprocess  # noqa: TID251 - a server that can be killed
 import sys
-from collections.abc import AsyncIterator
 
 import anyio
 import pytest
@@ -73,17 +72,6 @@ async def main():
 
 anyio.run(main)
 """
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
-    async with BubblewrapRunner() as opened:
-        yield opened
 
 
 async def python(runner: BubblewrapRunner, script: str, **limits: int) -> Finished:

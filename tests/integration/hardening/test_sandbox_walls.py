@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -60,17 +59,6 @@ while libc.syscall({_NUMBER["landlock_restrict_self"]}, ruleset, 0) == 0:
     layers += 1
 print(layers)
 """
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
-    async with BubblewrapRunner() as opened:
-        yield opened
 
 
 async def attempt(runner: BubblewrapRunner) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -39,17 +38,6 @@ while True:
         break
 print("done")
 """
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
-    async with BubblewrapRunner() as opened:
-        yield opened
 
 
 async def run(runner: BubblewrapRunner, max_cpu_seconds: int | None) -> Finished:

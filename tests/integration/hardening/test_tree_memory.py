@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess  # noqa: TID251 - a server in a small cgroup of its own
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -81,17 +81,6 @@ _BOMBS = {
         ("many processes", _FORK),
     )
 }
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
-    async with BubblewrapRunner() as opened:
-        yield opened
 
 
 def score_adjustment(pid: int) -> int:

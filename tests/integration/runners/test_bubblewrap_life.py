@@ -46,11 +46,6 @@ anyio.run(main)
 """
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def token() -> str:
     return f"1000.{uuid.uuid4().int}"

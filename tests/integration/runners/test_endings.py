@@ -31,11 +31,6 @@ trap 'wait; echo parent; exit 5' TERM; echo two; while :; do sleep 0.02; done
 """
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(params=[0, 2], ids=["cold", "spare"])
 async def runner(anyio_backend: str, request: pytest.FixtureRequest) -> AsyncIterator[BubblewrapRunner]:
     spares: int = request.param

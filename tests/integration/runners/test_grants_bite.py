@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def runner(anyio_backend: str) -> AsyncIterator[BubblewrapRunner]:
-    async with BubblewrapRunner() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -49,11 +49,6 @@ anyio.run(main)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="does not apply: only root can do that")
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def top() -> Iterator[Path]:
     path = place()

@@ -19,11 +19,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 _MAKE = "mkdir -p .git/hooks && echo evil > .git/hooks/pre-commit && echo evil > .envrc"
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def top() -> Iterator[Path]:
     path = place()

@@ -127,12 +127,6 @@ async def open_house(
                 await supervisor.drain(grace_seconds=0)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Every test of the core runs under both."""
-    return str(request.param)
-
-
 @pytest.fixture
 def house() -> OpenHouse:
     """Return the composer, so that each test says what its house is like."""

@@ -98,11 +98,6 @@ class Builder:
         return sum(not spare.ended for spare in self.built) - sum(spare is not None for spare in taken)
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @asynccontextmanager
 async def open_pool(builder: Builder, size: int = 2, pause_seconds: float = 0) -> AsyncIterator[SparePool[FakeSpare]]:
     async with anyio.create_task_group() as tasks:
