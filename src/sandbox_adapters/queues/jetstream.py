@@ -19,6 +19,7 @@ from sandbox_adapters.background import Background
 from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.queues.jetstream_streams import Mark, Stored, Streams, Waiting, lane_of, principal_token
 from sandbox_adapters.queues.jetstream_turns import Lane, Turns
+from sandbox_adapters.queues.jetstream_wakes import WakeListener, Wakes
 from sandbox_adapters.queues.pace import Pace
 from sandbox_adapters.queues.redis_items import decode_item
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
@@ -32,8 +33,6 @@ LOOK_SECONDS: Final = 5.0
 
 ENTRIES_PER_SECOND: Final = 2000
 """A list of what waits counts for so long that no process reads more entries than this, in the mean."""
-
-_LONGEST_PAUSE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +70,11 @@ class JetStreamQueue(Background):
         max_per_principal: int | None = None,
         visibility_seconds: float = 9.0,
     ) -> None:
-        super().__init__(self._listen, self._renew)
+        super().__init__(self._renew)
         self._connection = connection
         self.streams = Streams(connection, visibility_seconds=visibility_seconds)
-        self._notice = f"{connection.options.base}.notice"
+        self._wakes = Wakes(connection)
+        self._listeners: dict[frozenset[str], WakeListener] = {}
         self._max_depth = max_depth
         self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
         self._visibility = visibility_seconds
@@ -89,9 +89,6 @@ class JetStreamQueue(Background):
         self._refused: set[Lane] = set()
         self._asking: set[Lane] = set()
         self._changed = anyio.Event()
-        self._taking = 0
-        self._waiting = 0
-        self._hungry = anyio.Event()
         self._receipts = count(1)
         self._held: dict[str, _Held] = {}
         self._holding = anyio.Event()
@@ -113,20 +110,21 @@ class JetStreamQueue(Background):
                     break
                 if time.monotonic() > give_up_at:
                     raise ServerFull("too many executions are being queued at this moment", 1)
-        self._turns.enter(lane_of(item))
+        lane = lane_of(item)
+        self._turns.enter(lane)
         self._listed = None
         self._ask_again()
-        await self._connection.tell(self._notice)
+        await self._wakes.tell(lane)
 
-    async def take(self, admit: Admit) -> Delivery:
+    async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
-        self._taking += 1
-        try:
+        listener = self._listener(offers)
+        with listener.taking():
             while True:
                 changed, round_asked = self._changed, self._round
-                receipt = await self._choose()
+                receipt = await self._choose(offers)
                 if receipt is None:
-                    await self._wait_for(changed)
+                    await listener.wait_for(changed)
                     continue
                 held = self._held[receipt]
                 if await self._ask(admit, receipt, held):
@@ -136,8 +134,6 @@ class JetStreamQueue(Background):
                 if round_asked == self._round:
                     self._refused.add(held.lane)
                 self._signal()
-        finally:
-            self._taking -= 1
 
     async def done(self, delivery: Delivery) -> None:
         """Forget the item. When NATS is away it comes back later and its claim is refused: no error here."""
@@ -156,7 +152,7 @@ class JetStreamQueue(Background):
         if held is not None:
             await self._let_go(delivery.receipt)
             self._turns.first(held.lane)
-            await self._connection.tell(self._notice)
+            await self._wakes.tell(held.lane)
             self._look()
         self._ask_again()
 
@@ -226,14 +222,14 @@ class JetStreamQueue(Background):
             )
         return False
 
-    async def _choose(self) -> str | None:
+    async def _choose(self, offers: frozenset[str]) -> str | None:
         """Mark the next item that may be asked about, and return its receipt. Its lane then is in `_asking`."""
         is_fresh = self._listed is None or time.monotonic() >= self._listed_until
         while True:
             if is_fresh:
                 await self._list()
             for lane in self._turns.order(self._asking):
-                if lane not in self._asking and lane not in self._refused:
+                if lane.needs <= offers and lane not in self._asking and lane not in self._refused:
                     receipt = await self._take_head(lane)
                     if receipt is not None:
                         return receipt
@@ -290,8 +286,8 @@ class JetStreamQueue(Background):
         admitted = False
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            if self._listed is not None and len(self._listed.entries) > 1:
-                await self._connection.tell(self._notice)  # one more may take what else waits
+            if self._listed is not None:
+                await self._wakes.tell_of_more(held.lane, self._listed.entries.values())
             admitted = await admit(held.item)
         finally:
             if not admitted:
@@ -311,40 +307,16 @@ class JetStreamQueue(Background):
             except InfrastructureError as error:
                 _log.warning("%s can be taken again in %g s: %s", held.item.execution_id, self._visibility, error)
 
-    async def _wait_for(self, changed: anyio.Event) -> None:
-        self._waiting += 1
-        self._hungry.set()
-        try:
-            await changed.wait()
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._hungry = anyio.Event()
-
-    async def _listen(self) -> None:
-        """While a taker here has nothing to do, look when a notice comes; also when none came for a while."""
-        pause = 0.0
-        while True:
-            await self._hungry.wait()
-            heard = False
-            try:
-                # One process of the group gets each notice.
-                async with self._connection.listening({self._notice: "takers"}) as notices:
-                    pause = 0.0
-                    self._look()
-                    while self._taking:
-                        heard = await notices.wait(self._look_seconds())
-                        if self._taking:
-                            self._look()
-                            heard = False
-                if heard:
-                    await self._connection.tell(self._notice)
-            except InfrastructureError as error:
-                if not pause:
-                    _log.warning("the queue waits for NATS: %s", error)
-                self._look()  # takers look for themselves, and learn it
-                pause = min(max(0.05, pause * 2), _LONGEST_PAUSE)
-                await anyio.sleep(pause)
+    def _listener(self, offers: frozenset[str]) -> WakeListener:
+        listener = self._listeners.get(offers)
+        if listener is None:
+            listener = WakeListener(
+                self._connection, self._wakes, offers=offers, look_in=self._look_seconds, look=self._look
+            )
+            self._listeners[offers] = listener
+            if self._tasks is not None:
+                self._tasks.start_soon(listener.run)
+        return listener
 
     def _look_seconds(self) -> float:
         """Return how long to wait for a notice: marks of the dead go without one."""

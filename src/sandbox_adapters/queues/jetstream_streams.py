@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandbox_adapters.nats_connection import NatsConnection, NobodyAnswers
-from sandbox_adapters.queues.jetstream_turns import Lane
+from sandbox_adapters.queues.jetstream_turns import NOTHING, Lane, label_token
 from sandbox_adapters.queues.redis_items import encode_item
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.ports.queue import QueueItem
 
 _NO_STREAM, _NO_MESSAGE, _WRONG_SEQUENCE, _STORE_FAILED, _IN_USE = 10059, (10037, 10057), (10070, 10071), 10077, 10058
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NONE: Final = "-"
 _SECOND: Final = 1_000_000_000
 
 
@@ -268,9 +267,9 @@ class Streams:
 
 
 def lane_of(item: QueueItem) -> Lane:
-    """Return the lane of an item: one session of one principal."""
-    session = _NONE if item.session_id is None else _hash(item.session_id)
-    return Lane(_hash(item.principal), session, _NONE)
+    """Return the lane of an item: one session of one principal, and the labels."""
+    session = NOTHING if item.session_id is None else _hash(item.session_id)
+    return Lane(_hash(item.principal), session, label_token(item.labels))
 
 
 def principal_token(principal: str) -> str:

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Final
+
+NOTHING: Final = "-"
+"""The token for no session, and for no labels."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Lane:
     """The subject of items that wait one behind the other. All parts are tokens of a subject."""
 
     principal: str
     session: str
     labels: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The labels that a taker must offer."""
+        if self.labels == NOTHING:
+            return frozenset()
+        return frozenset(self.labels.replace("~", ".").split(","))
+
+
+def label_token(labels: Iterable[str]) -> str:
+    """Return what stands for labels in a subject: commas between them, and no dot."""
+    return ",".join(sorted(labels)).replace(".", "~") or NOTHING
 
 
 class Turns:
