@@ -1,7 +1,8 @@
 """Compile requirements/runtime.txt and requirements/dev.txt, with hashes and without any registry's address.
 
-Run by `make pins` with the oldest supported Python, so that the result holds for the newer ones too: a package that
-only an old Python needs is still listed, and markers such as `sys_platform` stay in the files.
+runtime.txt has what every extra needs. Run by `make pins` with the oldest supported Python, so that the result holds
+for the newer ones too: a package that only an old Python needs is still listed, and markers such as `sys_platform` stay
+in the files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess  # noqa: TID251  # a maintenance script, no part of the produc
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,9 +35,9 @@ OPTIONS = (
 )
 
 
-def compile_pins(target: Path, *sources: Path) -> None:
+def compile_pins(target: Path, *sources: Path, also: Sequence[str] = ()) -> None:
     """Write the pins of `sources` to `target`, keeping what it already pins when that still fits."""
-    argv = [sys.executable, "-m", "piptools", "compile", *OPTIONS, *sys.argv[1:], "--output-file", str(target)]
+    argv = [sys.executable, "-m", "piptools", "compile", *OPTIONS, *also, *sys.argv[1:], "--output-file", str(target)]
     subprocess.run([*argv, *map(str, sources)], check=True, cwd=ROOT)
     text = target.read_text(encoding="utf-8")
     if found := PLACE.search(text):
@@ -53,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         older = Path(directory) / "older.in"
         older.write_text("\n".join(OF_OLDER_PATCHES), encoding="utf-8")
-        compile_pins(runtime, ROOT / "pyproject.toml", older)
+        compile_pins(runtime, ROOT / "pyproject.toml", older, also=["--all-extras"])
         asked = Path(directory) / "dev.in"
         asked.write_text("\n".join([f"-r {runtime}", *group]), encoding="utf-8")
         compile_pins(dev, asked)

@@ -17,13 +17,15 @@ from sandbox_adapters.capabilities import capabilities_of
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.limits import Limits, limits_in_force
+from sandbox_adapters.metrics.counts import Counts, RoundTrips
+from sandbox_adapters.metrics.store import CountingStateStore
 from sandbox_adapters.policy_input import build_policy, normalise_policy
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.secrets_file import load_secrets
 from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.admission import share_of_one
-from sandbox_core.application.remote import RemoteBack
+from sandbox_core.application.remote import Back, RemoteBack
 from sandbox_core.application.run import RunConfig
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
@@ -37,6 +39,7 @@ from sandbox_core.ports.store import Quota, StateStore
 
 if TYPE_CHECKING:
     from sandbox_adapters.message_log import MessageLog
+    from sandbox_adapters.metrics.exposition import Metrics
     from sandbox_adapters.nats_connection import NatsConnection
     from sandbox_adapters.redis_connection import RedisConnection
     from sandbox_adapters.runners.network import Egress
@@ -176,6 +179,25 @@ def message_log(settings: Settings, connection: RedisConnection) -> MessageLog:
     return MessageLog(connection, ttl_seconds=settings.ttl_seconds)
 
 
+def metrics_of(
+    counts: Counts,
+    queue: ExecutionQueue,
+    back: Back,
+    service: ExecutionService,
+    clock: Clock,
+    state: object,
+    of_queue: object,
+) -> Metrics:
+    """Return what tells the counts. Raises SettingsError where prometheus-client is not installed."""
+    try:
+        from sandbox_adapters.metrics.exposition import Metrics
+    except ImportError:
+        raise SettingsError("SANDBOX_METRICS needs prometheus-client: pip install 'sandbox-mcp[metrics]'") from None
+    named = {"state": state} if of_queue is state else {"state": state, "queue": of_queue}
+    connections = {name: connection for name, connection in named.items() if isinstance(connection, RoundTrips)}
+    return Metrics(counts=counts, queue=queue, back=back, service=service, clock=clock, connections=connections)
+
+
 def queue_kind(settings: Settings) -> str:
     """Return where pending executions wait: here, here with replicas that take over, or where all workers take them."""
     if settings.queue_url is not None:
@@ -242,6 +264,9 @@ class SandboxContainer(containers.DeclarativeContainer):
             max_retained_mb=settings.provided.max_retained_mb,
         ),
     )
+    counts = providers.Singleton(Counts)
+    counting_store = providers.Singleton(CountingStateStore, store, counts)
+    counted_store = providers.Selector(settings.provided.metrics, off=store, token=counting_store, open=counting_store)
     local_queue = providers.Singleton(
         LocalQueue,
         max_depth=settings.provided.max_queued,
@@ -278,7 +303,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     capabilities = providers.Singleton(capabilities_of, runner, limits)
     service = providers.Singleton(
         ExecutionService,
-        store=store,
+        store=counted_store,
         queue=queue,
         control=control,
         clock=clock,
@@ -288,7 +313,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     )
     own_supervisor = providers.Singleton(
         ExecutionSupervisor,
-        store=store,
+        store=counted_store,
         queue=queue,
         control=control,
         runner=providers.Selector(
@@ -311,10 +336,16 @@ class SandboxContainer(containers.DeclarativeContainer):
         here=own_supervisor,
         elsewhere=providers.Singleton(
             RemoteBack,
-            store=store,
+            store=counted_store,
             queue=queue,
             clock=clock,
             node=node,
             lease_seconds=settings.provided.lease_seconds,
         ),
+    )
+    own_metrics = providers.Singleton(
+        metrics_of, counts, queue, supervisor, service, clock, connection, queue_connection
+    )
+    metrics = providers.Selector(
+        settings.provided.metrics, off=providers.Object(None), token=own_metrics, open=own_metrics
     )

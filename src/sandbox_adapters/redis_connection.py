@@ -105,6 +105,10 @@ class RedisConnection:
         self.options = options
         self.namespace = options.namespace
         self.address = options.address
+        self.asked = 0
+        """How many commands and scripts were sent, those of listeners apart."""
+        self.failed = 0
+        """How often Redis was away, or refused."""
         self._is_told = False
         self._client: Redis | None = None
         self._opened: list[Redis] = []
@@ -169,9 +173,11 @@ class RedisConnection:
 
     def explain(self, error: BaseException) -> Exception:
         """Return the error of ours that an error of redis-py means here; it shows no secret."""
+        self.failed += 1
         return translated(error, self.address, self.options.timeout_seconds)
 
     async def _ask(self, client: Redis, *parts: str | bytes | int | float) -> Any:
+        self.asked += 1
         return await client.execute_command(*parts)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
     @property

@@ -31,6 +31,7 @@ from sandbox_core.ports.store import ExecutionPage, StateStore
 
 if TYPE_CHECKING:
     from sandbox_adapters.message_log import MessageLog
+    from sandbox_adapters.metrics.exposition import Metrics
 
 DEFAULT_RESULT_BYTES = 16 * 1024 * 1024
 """Output that `run` and `wait` bring at most, bytes; over the default cap of the policy, so all of it by default."""
@@ -48,6 +49,7 @@ class Sandbox:
     `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
     ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for. `messages`
     keeps streams of MCP servers where other processes find them; None with state in memory.
+    `metrics` tells the counts of this process; None unless SANDBOX_METRICS is on.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Sandbox:
         limits: Limits,
         capabilities: Capabilities,
         messages: MessageLog | None = None,
+        metrics: Metrics | None = None,
         principal: Principal = LOCAL_PRINCIPAL,
     ) -> None:
         self.settings = settings
@@ -71,6 +74,7 @@ class Sandbox:
         self.supervisor = supervisor
         self.runner = runner
         self.messages = messages
+        self.metrics = metrics
         self.principal = principal
         self._store = store
         self._queue = queue
@@ -353,4 +357,5 @@ def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:
         limits=container.limits(),
         capabilities=container.capabilities(),
         messages=container.messages(),
+        metrics=container.metrics(),
     )

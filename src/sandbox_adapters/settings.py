@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sandbox_adapters.policy_input import did_you_mean, normalise_policy, parse_policy
 from sandbox_adapters.settings_egress import EgressSettings
 from sandbox_adapters.settings_http import HttpSettings
+from sandbox_adapters.settings_metrics import MetricsSettings
 from sandbox_adapters.settings_redis import RedisSettings
 from sandbox_adapters.settings_secrets import SecretSettings
 from sandbox_adapters.settings_workers import WorkerSettings
@@ -54,7 +55,9 @@ class _ReadableErrors(BaseSettings):
             raise SettingsError(f"The environment cannot be read: {error}") from None
 
 
-class Settings(_ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, EgressSettings, HttpSettings):
+class Settings(
+    _ReadableErrors, SecretSettings, RedisSettings, WorkerSettings, EgressSettings, HttpSettings, MetricsSettings
+):
     """What an operator can set. Arguments win over the environment (`SANDBOX_` and the name; `REDIS_URL` as it is).
 
     Raises SettingsError with one sentence for each field that cannot be used.

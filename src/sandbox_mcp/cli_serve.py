@@ -41,12 +41,14 @@ def run_worker(flags: Mapping[str, Any]) -> int:
 
 
 def _configure_logging(settings: Settings) -> None:
-    tokens = load_auth_tokens(settings)
+    tokens = list(load_auth_tokens(settings).values())
+    if settings.metrics_token is not None:
+        tokens.append(settings.metrics_token)
     configure_logging(
         level=settings.log_level,
         log_file=settings.log_file,
         log_file_required="log_file" in settings.model_fields_set,
-        secrets=[*(token.get_secret_value() for token in tokens.values()), *redis_secrets(settings)],
+        secrets=[*(token.get_secret_value() for token in tokens), *redis_secrets(settings)],
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox_adapters.sandbox import Sandbox
 from sandbox_mcp.http_errors import answer_json, refuse
+from sandbox_mcp.metrics import METRICS_PATH
 
 HEALTH_PATH: Final = "/health"
 
@@ -25,16 +26,19 @@ async def answer_health(sandbox: Sandbox, scope: Scope, send: Send) -> None:
 
 
 class HealthApp:
-    """The ASGI application of a worker: `/health`, and nothing else."""
+    """The ASGI application of a worker: `/health`, `/metrics` where it is on, and nothing else."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, metrics: ASGIApp | None = None) -> None:
         self._sandbox = sandbox
+        self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
         if scope["path"] == HEALTH_PATH:
             await answer_health(self._sandbox, scope, send)
+        elif scope["path"] == METRICS_PATH and self._metrics is not None:
+            await self._metrics(scope, receive, send)
         else:
             await refuse(send, 404, "not_found", f"There is only {HEALTH_PATH}.", close=True)

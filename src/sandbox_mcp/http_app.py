@@ -1,4 +1,4 @@
-"""The HTTP application: `/mcp` behind its checks, and `/health`."""
+"""The HTTP application: `/mcp` behind its checks, `/health`, and `/metrics` where it is on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sandbox_mcp.http_body import BoundBody
 from sandbox_mcp.http_errors import refuse
 from sandbox_mcp.http_exchange import InFlight, TrackExchanges
 from sandbox_mcp.http_names import AllowedNames, CheckNames
+from sandbox_mcp.metrics import METRICS_PATH, metrics_app
 
 MCP_PATH: Final = "/mcp"
 
@@ -53,6 +54,7 @@ class SandboxHttpApp:
         if tokens:
             inner = RequireToken(inner, TokenTable(tokens))
         self._mcp = CheckNames(inner, names)
+        self._metrics = metrics_app(sandbox, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -63,6 +65,8 @@ class SandboxHttpApp:
         path = scope["path"]
         if path == HEALTH_PATH:
             await answer_health(self._sandbox, scope, send)
+        elif path == METRICS_PATH and self._metrics is not None:
+            await self._metrics(scope, receive, send)
         elif self.closing:
             await refuse(send, 503, "server_draining", "The server is shutting down.", close=True)
         elif path in {MCP_PATH, MCP_PATH + "/"}:

@@ -17,6 +17,7 @@ from sandbox_mcp.http_app import MCP_PATH, SandboxHttpApp
 from sandbox_mcp.http_names import allowed_names
 from sandbox_mcp.json_answers import StandaloneRequests
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
+from sandbox_mcp.metrics import check_metrics
 from sandbox_mcp.server import SandboxServer
 from sandbox_mcp.stdio_transport import stdio_transport
 from sandbox_mcp.stopping import Stop, drain, stop_on_signals
@@ -57,6 +58,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
     served.
     """
     check_exposure(settings)
+    check_metrics(settings)
     names = allowed_names(settings)
     tokens = load_auth_tokens(settings)
     with bound_socket(settings.host, settings.port) as listener, stop_on_signals() as stop:

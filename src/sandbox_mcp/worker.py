@@ -10,6 +10,7 @@ from sandbox_adapters.sandbox import open_sandbox
 from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_mcp.health import HEALTH_PATH, HealthApp
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
+from sandbox_mcp.metrics import check_metrics, metrics_app
 from sandbox_mcp.stopping import drain, stop_on_signals
 
 _log = get_logger(__name__)
@@ -40,12 +41,13 @@ async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio
     Raises SettingsError and RunnerUnavailable, before anything is taken.
     """
     check_worker(settings)
+    check_metrics(settings)
     host = settings.worker_host
     fields = ("worker_host", "worker_port")
     with bound_socket(host, settings.worker_port, fields=fields) as listener, stop_on_signals() as stop:
         async with open_sandbox(settings) as sandbox, anyio.create_task_group() as tasks:
             stop.started = True
-            web = QuietServer(uvicorn_config(HealthApp(sandbox), settings))
+            web = QuietServer(uvicorn_config(HealthApp(sandbox, metrics_app(sandbox, settings)), settings))
             tasks.start_soon(web.serve, [listener])
             await web.ready.wait()
             port = int(listener.getsockname()[1])
