@@ -61,7 +61,7 @@ def start(leaf: Leaf, work: Callable[[], object]) -> int:
     if pid == 0:
         code = 1
         try:
-            leaf.attach()
+            leaf.enter()
             work()
             code = 0
         finally:
@@ -302,7 +302,7 @@ def server_that_dies(*, payload_holds_locks: bool = False) -> tuple[list[str], i
         leaf = cgroups.make_leaf("left")
         payload = os.fork()
         if payload == 0:
-            leaf.attach()
+            leaf.enter()
             if not payload_holds_locks:
                 for lock in cgroups.locks:
                     os.close(lock)

@@ -148,7 +148,7 @@ def settle(leaf: Leaf | None, settings: Settings) -> None:
             score.write(_OOM_SCORE_ADJ)
     os.umask(0o077)
     if leaf is not None:
-        leaf.attach()
+        leaf.enter()
 
 
 def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> NoReturn:

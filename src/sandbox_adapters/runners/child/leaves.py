@@ -48,7 +48,8 @@ class Leaves:
     def tidy(self) -> None:
         """Remove the discarded leaves, except those that still have something in them: that is killed.
 
-        Waits, like every change of the tree, for a process that is just being moved into a cgroup: about 10 ms.
+        Waits, like every change of the tree, for a process that is just being moved into a cgroup of version 2: about
+        10 ms.
         """
         waiting, self._unused = self._unused, []
         for each in waiting:

@@ -1,7 +1,7 @@
 """ReadyChild: a forked child that waits, already in its cgroup, for the job that it is to become.
 
-Moving a process into a cgroup makes it wait for the kernel for about 10 ms when the machine is quiet; a child that did
-it ahead takes a job at once. It serves one job, and ends with the launcher.
+The fork, the cgroup and, where that is of version 2, about 10 ms of waiting for the kernel are behind it when a job
+comes. It serves one job, and ends with the launcher.
 """
 
 from __future__ import annotations

@@ -100,13 +100,23 @@ class Leaf:
             for name, value in _settings(branch, controller, wanted):
                 write(f"{branch.directory}/{name}", value)
 
-    def attach(self, pid: int = 0) -> None:
-        """Move a process, 0 is the caller, into the leaf. Its later children are born there. Raises OSError.
+    def attach(self, pid: int) -> None:
+        """Move a process into the leaf. Its later children are born there. Raises OSError.
 
-        The first move after a while of quiet waits about 10 ms for the kernel (an RCU grace period).
+        The first move after a while of quiet waits about 10 ms for the kernel (an RCU grace period), and every other
+        change of a cgroup waits with it.
         """
         for branch in self._branches:
             write(f"{branch.directory}/cgroup.procs", str(pid))
+
+    def enter(self) -> None:
+        """Move the calling thread, the only one of its process, into the leaf. Later children are born there.
+
+        Raises OSError. Version 1 has a file for single threads, and a thread that moves itself waits for nobody
+        (kernels since 5.6). In version 2 such a move stays inside one domain, so there it is `attach`.
+        """
+        for branch in self._branches:
+            write(f"{branch.directory}/{'tasks' if branch.version == 1 else 'cgroup.procs'}", "0")
 
     def processes(self) -> set[int]:
         """Return the pids in the leaf, zombies not counted."""
