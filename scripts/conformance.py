@@ -55,23 +55,19 @@ NEEDS_ITS_OWN_TOOLS = frozenset(
         "sep-2575-server-no-log-without-loglevel",
     }
 )
-NEEDS_PROMPTS_AND_RESOURCES = frozenset(
-    {
-        "sep-2549-prompts-list-caching-hints",
-        "sep-2549-resources-list-caching-hints",
-        "sep-2549-resources-templates-list-caching-hints",
-    }
-)
+NEEDS_PROMPTS = frozenset({"sep-2549-prompts-list-caching-hints"})
 RUNS = (
     *(Run("released", OLDER, name) for name in (*GENERIC_OLDER, "server-sse-polling")),
     *(Run("modern", "2025-06-18", name) for name in ("server-initialize", "ping", "tools-list")),
-    *(Run("modern", OLDER, name) for name in (*GENERIC_OLDER, "server-session-lifecycle")),
+    *(Run("modern", OLDER, name) for name in (*GENERIC_OLDER, "server-session-lifecycle", "resources-list")),
     Run("modern", NEWEST, "server-stateless", NEEDS_ITS_OWN_TOOLS),
     Run("modern", NEWEST, "tools-list"),
     Run("modern", NEWEST, "server-sse-multiple-streams"),
     Run("modern", NEWEST, "dns-rebinding-protection"),
     Run("modern", NEWEST, "http-header-validation"),
-    Run("modern", NEWEST, "caching", NEEDS_PROMPTS_AND_RESOURCES),
+    Run("modern", NEWEST, "resources-list"),
+    Run("modern", NEWEST, "sep-2164-resource-not-found"),
+    Run("modern", NEWEST, "caching", NEEDS_PROMPTS),
 )
 MAY_CHECK_NOTHING = frozenset({"server-sse-polling"})
 """Recommends resumable streams, which this server has no need of: executions outlive connections anyway."""

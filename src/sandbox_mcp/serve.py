@@ -64,7 +64,8 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
     with bound_socket(settings.host, settings.port) as listener, stop_on_signals() as stop:
         async with open_sandbox(settings) as sandbox:
             stop.started = True
-            manager = _sessions(sandbox, settings)
+            server = _server_for(sandbox, settings, older_subscriptions=not settings.older_sessions_are_stateless)
+            manager = _sessions(server, sandbox, settings)
             app = SandboxHttpApp(sandbox, manager, settings, names=names, tokens=tokens)
             web = QuietServer(uvicorn_config(app, settings))
             async with anyio.create_task_group() as tasks:
@@ -80,8 +81,10 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     if settings.shares_state:
                         app.moving_away = True
                         await web.stop_listening()
+                        server.listen_streams.close()
                     await drain(sandbox, stop, settings.drain_grace_seconds)
                     sandbox.service.end_waits()
+                    server.listen_streams.close()
                     with anyio.move_on_after(ANSWER_SECONDS):
                         await app.in_flight.wait_idle()
                         if was_busy:
@@ -102,7 +105,7 @@ async def run_stdio(settings: Settings) -> None:
     with stop_on_signals() as stop:
         async with open_sandbox(settings) as sandbox:
             stop.started = True
-            server = _server_for(sandbox, settings).mcp
+            server = _server_for(sandbox, settings, older_subscriptions=True).mcp
             connection = stdio_transport(
                 max_line_bytes=settings.max_request_bytes, answer_seconds=settings.drain_grace_seconds
             )
@@ -113,10 +116,10 @@ async def run_stdio(settings: Settings) -> None:
     _log.info("Stopped")
 
 
-def _sessions(sandbox: Sandbox, settings: Settings) -> StreamableHTTPSessionManager:
+def _sessions(server: SandboxServer, sandbox: Sandbox, settings: Settings) -> StreamableHTTPSessionManager:
     """Return the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
     options: dict[str, Any] = {
-        "app": _server_for(sandbox, settings).mcp,
+        "app": server.mcp,
         "session_idle_timeout": SESSION_IDLE_SECONDS,
         "max_sessions": MAX_SESSIONS,
         "max_request_body_size": settings.max_request_bytes,
@@ -136,7 +139,7 @@ def _settle_memory() -> None:
     gc.freeze()
 
 
-def _server_for(sandbox: Sandbox, settings: Settings) -> SandboxServer:
+def _server_for(sandbox: Sandbox, settings: Settings, *, older_subscriptions: bool) -> SandboxServer:
     largest = sandbox.limits.ceiling.resource_limits.timeout_seconds
     default = sandbox.limits.defaults.resource_limits.timeout_seconds
     bounds = [bound for bound in (default, largest) if bound is not None]
@@ -146,6 +149,8 @@ def _server_for(sandbox: Sandbox, settings: Settings) -> SandboxServer:
         default_timeout_seconds=min(bounds, default=None),
         largest_timeout_seconds=largest,
         guide_replies=settings.guide_replies,
+        older_subscriptions=older_subscriptions,
+        ttl_seconds=settings.ttl_seconds,
     )
 
 

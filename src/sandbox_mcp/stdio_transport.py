@@ -53,6 +53,8 @@ class _OpenCalls:
 
     def received(self, message: types.JSONRPCMessage) -> None:
         match message:
+            case types.JSONRPCRequest(method="subscriptions/listen"):
+                pass  # its answer is a stream that ends with the connection: nothing to wait for
             case types.JSONRPCRequest():
                 self._ids.add(message.id)
             case types.JSONRPCNotification(method="notifications/cancelled"):

@@ -102,7 +102,7 @@ class Tools:
             on_disconnect=args.on_disconnect,
             yield_seconds=args.yield_seconds,
         )
-        return await self._ends(caller, execution.id, args.max_bytes or self._default_bytes), wishes
+        return await self.ends(caller, execution.id, args.max_bytes or self._default_bytes), wishes
 
     async def _execute_async(self, _: Context, caller: Caller, args: ExecuteAsyncArguments) -> tuple[View, Wishes]:
         return ExecutionView(await self._submit(caller, args), last_event_id="0"), Wishes()
@@ -127,9 +127,10 @@ class Tools:
         """Return the same part of the same log again, with less output."""
         if view.is_page:
             return await self._page(caller, view.execution.id, view.start, max_bytes)
-        return await self._ends(caller, view.execution.id, max_bytes)
+        return await self.ends(caller, view.execution.id, max_bytes)
 
-    async def _ends(self, caller: Caller, execution_id: ExecutionId, max_bytes: int) -> ExecutionView:
+    async def ends(self, caller: Caller, execution_id: ExecutionId, max_bytes: int) -> ExecutionView:
+        """Return an execution with both ends of its output."""
         return view_of_ends(await self._service.read_ends(caller.principal, execution_id, max_bytes=max_bytes))
 
     async def _page(self, caller: Caller, execution_id: ExecutionId, cursor: Cursor, max_bytes: int) -> ExecutionView:

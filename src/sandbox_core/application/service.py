@@ -203,6 +203,14 @@ class ExecutionService:
         _owned(principal, page.execution)
         return page
 
+    async def read_tail(
+        self, principal: Principal, execution_id: ExecutionId, *, max_bytes: int = DEFAULT_READ_BYTES
+    ) -> LogPage:
+        """Return the newest events whose data fits `max_bytes`, oldest first; the newest always comes."""
+        page = await self._store.read_last(execution_id, max_bytes=max_bytes)
+        _owned(principal, page.execution)
+        return page
+
     async def read_ends(
         self, principal: Principal, execution_id: ExecutionId, *, after: int = 0, max_bytes: int = DEFAULT_READ_BYTES
     ) -> LogEnds:

@@ -9,8 +9,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from mcp import Client, StdioServerParameters
+from mcp.shared.subscriptions import ResourceUpdated
+from mcp_types import EmptyResult, ResourceUpdatedNotification, SubscribeRequest, SubscribeRequestParams
 
 from tests.integration.mcp.harness import (
     MODES,
@@ -18,9 +21,11 @@ from tests.integration.mcp.harness import (
     call,
     environment,
     eventually,
+    modern_request,
     processes_with,
     sandbox_program,
     tool_request,
+    until,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -95,3 +100,44 @@ def test_malformed_lines_do_not_end_it(tmp_path: Path) -> None:
     answers = {json.loads(line).get("id") for line in out.splitlines()}
     assert {3, 4} <= answers
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_updates_of_a_resource_come_over_stdio(tmp_path: Path, mode: str) -> None:
+    parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=environment(), cwd=tmp_path)
+    heard: list[str] = []
+
+    async def note(message: object) -> None:
+        if isinstance(message, ResourceUpdatedNotification):
+            heard.append(message.params.uri)
+
+    async with Client(parameters, mode=mode, message_handler=note) as client:
+        started = await call(client, "execute_code_async", command="cat", interactive=True)
+        uri = f"execution://{started['execution_id']}"
+        with anyio.fail_after(PATIENCE_SECONDS):
+            if mode == "legacy":
+                request = SubscribeRequest(params=SubscribeRequestParams(uri=uri))
+                await client.session.send_request(request, EmptyResult)
+                await call(client, "send_stdin", execution_id=started["execution_id"], input_data="", end=True)
+                await until(lambda: heard, "the update comes")
+            else:
+                async with client.listen(resource_subscriptions=[uri]) as news:
+                    await call(client, "send_stdin", execution_id=started["execution_id"], input_data="", end=True)
+                    heard = [event.uri async for event in news if isinstance(event, ResourceUpdated)]
+        assert set(heard) == {uri}
+
+
+def test_an_open_listen_stream_does_not_hold_up_the_end_of_input(tmp_path: Path) -> None:
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as process:
+        began = tool_request("execute_code_async", {"command": "cat", "interactive": True}, request_id=1)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(messages(began))
+        process.stdin.flush()
+        execution_id = json.loads(process.stdout.readline())["result"]["structuredContent"]["execution_id"]
+        wanted = {"notifications": {"resourceSubscriptions": [f"execution://{execution_id}"]}}
+        process.stdin.write(messages(modern_request("subscriptions/listen", wanted, request_id=2)))
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["method"] == "notifications/subscriptions/acknowledged"
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, err

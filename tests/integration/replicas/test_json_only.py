@@ -13,6 +13,16 @@ _HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"n
 _REQUESTS = {"initialize": _HELLO, "tools/call": {"name": "execute_code", "arguments": {"command": "true"}}}
 
 
+def test_without_sessions_no_updates_are_offered(three: list[Replica]) -> None:
+    headers = {"Accept": "application/json"}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": _HELLO}
+    said = httpx2.post(three[0].url, json=hello, headers=headers, timeout=20).json()["result"]["capabilities"]
+    assert said["resources"] == {"subscribe": False, "listChanged": False}
+    asked = {"jsonrpc": "2.0", "id": 2, "method": "resources/subscribe", "params": {"uri": "execution://x"}}
+    refused = httpx2.post(three[0].url, json=asked, headers=headers, timeout=20).json()
+    assert refused["error"]["code"] == -32601
+
+
 @pytest.mark.parametrize("method", _REQUESTS)
 def test_one_json_document_is_the_answer(three: list[Replica], method: str) -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": _REQUESTS[method]}
