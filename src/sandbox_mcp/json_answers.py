@@ -1,4 +1,4 @@
-"""Requests that stand alone are answered in one JSON document when the client accepts no event stream, as curl may."""
+"""Answers in one JSON document for clients that accept no event stream, as curl may."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from starlette.types import Receive, Scope, Send
 _wants_json: Final[ContextVar[bool]] = ContextVar("_wants_json", default=False)
 
 
-class StandaloneRequests(StreamableHTTPSessionManager):
-    """The SDK's manager without sessions; each request chooses the form of its answer."""
+class AsAccepted(StreamableHTTPSessionManager):
+    """The SDK's manager, where each request that stands alone chooses the form of its answer.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(stateless=True, **options)
+    A session has the form that the request which opened it accepts: one that was opened without event streams is
+    answered in JSON to its end.
+    """
 
     @property
-    def json_response(self) -> bool:  # read by the SDK once for each request
+    def json_response(self) -> bool:  # read by the SDK once for each request that stands alone, and for each session
         """Whether the request at hand accepts JSON and no event stream."""
         return _wants_json.get()
 
@@ -34,3 +35,10 @@ class StandaloneRequests(StreamableHTTPSessionManager):
             await super().handle_request(scope, receive, send)
         finally:
             _wants_json.reset(before)
+
+
+class StandaloneRequests(AsAccepted):
+    """Without sessions: every request stands alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(stateless=True, **options)

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import anyio
 from mcp.server.streamable_http import EventCallback, EventId, EventMessage, EventStore, StreamId
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse, jsonrpc_message_adapter
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +24,7 @@ from sandbox_adapters.message_log import MessageLog, StreamName
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_mcp.caller import current_principal
 from sandbox_mcp.http_errors import refuse
+from sandbox_mcp.json_answers import AsAccepted
 
 FOLLOW_SECONDS: Final = 900.0
 """How long a resumed stream waits for the answer at most: the replica that owes it may be gone."""
@@ -97,7 +97,7 @@ class SessionEvents(EventStore):
         return stream
 
 
-class ResumableSessions(StreamableHTTPSessionManager):
+class ResumableSessions(AsAccepted):
     """The SDK's sessions, with a log of what they sent that every replica can read."""
 
     def __init__(self, *, log: MessageLog, **options: Any) -> None:

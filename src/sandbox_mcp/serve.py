@@ -15,7 +15,7 @@ from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings, check_exposure
 from sandbox_mcp.http_app import MCP_PATH, SandboxHttpApp
 from sandbox_mcp.http_names import allowed_names
-from sandbox_mcp.json_answers import StandaloneRequests
+from sandbox_mcp.json_answers import AsAccepted, StandaloneRequests
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.metrics import check_metrics
 from sandbox_mcp.server import SandboxServer
@@ -127,7 +127,7 @@ def _sessions(server: SandboxServer, sandbox: Sandbox, settings: Settings) -> St
     if settings.older_sessions_are_stateless:
         return StandaloneRequests(**options)
     if sandbox.messages is None:
-        return StreamableHTTPSessionManager(**options)
+        return AsAccepted(**options)
     from sandbox_mcp.resumption import ResumableSessions
 
     return ResumableSessions(log=sandbox.messages, **options)

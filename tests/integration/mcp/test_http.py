@@ -277,3 +277,28 @@ def exchange(served: Served, data: bytes, *, again: int = 0, seconds: float = 20
         except (ConnectionResetError, BrokenPipeError):
             pass
     return received
+
+
+@pytest.mark.anyio
+async def test_a_client_that_accepts_no_event_stream_has_a_session_in_json(server: Served) -> None:
+    async with httpx2.AsyncClient(timeout=30) as http:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        client = {"name": "curl", "version": "1"}
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
+        opened = await http.post(
+            server.url, json={"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}, headers=headers
+        )
+        assert opened.status_code == 200, opened.text
+        assert opened.json()["result"]["protocolVersion"] == "2025-06-18"
+        headers |= {"Mcp-Session-Id": opened.headers["mcp-session-id"]}
+        ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+        assert (await http.post(server.url, json=ready, headers=headers)).status_code == 202
+        call = {"name": "execute_code", "arguments": {"command": "sleep 0.2; echo in json"}}
+        params = {**call, "_meta": {"progressToken": "p"}}
+        for accepted in ("application/json", "application/json, text/event-stream"):
+            asked = {"jsonrpc": "2.0", "id": accepted, "method": "tools/call", "params": params}
+            said = await http.post(server.url, json=asked, headers={**headers, "Accept": accepted})
+            assert said.headers["content-type"] == "application/json"
+            assert said.json()["result"]["structuredContent"]["stdout"] == "in json\n"
+        ended = await http.delete(server.url, headers=headers)
+        assert ended.status_code == 200
