@@ -39,6 +39,8 @@ class RunResult:
     denials: tuple[Denial, ...] = ()
     """What the sandbox refused, the first refusal first; `denials_omitted` counts the refusals beyond these."""
     denials_omitted: int = 0
+    attempt: int = 1
+    """Which start of it this is the end of; over 1 only when it was `retry_safe` and workers died."""
 
     @property
     def ok(self) -> bool:
@@ -88,6 +90,7 @@ def result_of(ends: LogEnds) -> RunResult:
         isolation=execution.isolation,
         denials=() if outcome is None else outcome.denials,
         denials_omitted=0 if outcome is None else outcome.denials_omitted,
+        attempt=execution.attempt,
     )
 
 

@@ -95,6 +95,7 @@ class Sandbox:
         stdin: bytes | str = b"",
         policy: PolicyInput = None,
         session_id: str | None = None,
+        retry_safe: bool = False,
         max_bytes: int = DEFAULT_RESULT_BYTES,
     ) -> RunResult:
         """Run a command to its end and return how it ended. Cancelling the call kills the command.
@@ -103,6 +104,8 @@ class Sandbox:
             command: text for the shell, or a list of a program and its arguments.
             timeout_seconds: wall time, seconds; 60 by default and at most 300, unless the settings say otherwise.
             policy: limits and grants, an ExecutionPolicy or a mapping in the shape of `sandbox_config`.
+            retry_safe: running it twice does no harm: when the worker that runs it dies it is run again, three times at
+                most, instead of ending as `lost`.
             max_bytes: output in the result at most, bytes, head and tail.
 
         Raises InvalidArgument, PolicyRefused, ServerFull.
@@ -115,6 +118,7 @@ class Sandbox:
             stdin=stdin,
             policy=policy,
             session_id=session_id,
+            retry_safe=retry_safe,
         )
         execution_id = await self._submit(submission)
         try:
@@ -171,12 +175,17 @@ class Sandbox:
         policy: PolicyInput = None,
         session_id: str | None = None,
         idempotency_key: str | None = None,
+        retry_safe: bool = False,
     ) -> ExecutionId:
         """Start a command and return its id at once. It lives on until it ends, is cancelled, or the sandbox closes.
 
         Args:
             interactive: keep standard input open for `send_stdin`.
-            idempotency_key: submitting again with the same key returns the first id.
+            idempotency_key: submitting the same again with the same key returns the first id, for as long as that
+                execution is kept. 1 to 128 characters of `A-Z a-z 0-9 . _ : -`.
+            retry_safe: as `run` has it.
+
+        Raises InvalidArgument, PolicyRefused, ServerFull, and IdempotencyConflict for a key that was used for another.
         """
         submission = make_submission(
             command,
@@ -188,6 +197,7 @@ class Sandbox:
             policy=policy,
             session_id=session_id,
             idempotency_key=idempotency_key,
+            retry_safe=retry_safe,
         )
         return await self._submit(submission)
 

@@ -10,7 +10,7 @@ from sandbox_adapters.policy_input import parse_policy
 from sandbox_core.application.service import Submission
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import InvalidArgument
-from sandbox_core.domain.ids import parse_session_id
+from sandbox_core.domain.ids import parse_idempotency_key, parse_session_id
 from sandbox_core.domain.policy import ExecutionPolicy
 
 PolicyInput = ExecutionPolicy | Mapping[str, Any] | None
@@ -27,6 +27,7 @@ def make_submission(
     policy: PolicyInput = None,
     session_id: str | None = None,
     idempotency_key: str | None = None,
+    retry_safe: bool = False,
 ) -> Submission:
     """Check the arguments and return what `ExecutionService.submit` takes.
 
@@ -48,7 +49,8 @@ def make_submission(
         ),
         policy=_policy(policy, timeout_seconds),
         session_id=None if session_id is None else parse_session_id(session_id),
-        idempotency_key=idempotency_key,
+        idempotency_key=None if idempotency_key is None else parse_idempotency_key(idempotency_key),
+        retry_safe=retry_safe,
     )
 
 

@@ -36,6 +36,15 @@ ExecutionIdText = Annotated[Text, Field(min_length=1, max_length=128, descriptio
 SessionText = Annotated[
     Text, Field(min_length=1, max_length=128, description="Your name for a group of executions: A-Z a-z 0-9 . _ : -")
 ]
+KeyText = Annotated[
+    Text,
+    Field(
+        min_length=1,
+        max_length=128,
+        description="Your name for this request: sent again with it, the request returns the same execution instead of "
+        "starting another. A-Z a-z 0-9 . _ : -",
+    ),
+]
 MaxBytes = Annotated[
     int,
     Field(
@@ -83,6 +92,11 @@ class ExecuteAsyncArguments(Arguments):
         Text | None, Field(max_length=MAX_STDIN_BYTES, description="Text for standard input, at most 1 MiB.")
     ] = None
     session_id: SessionText | None = None
+    idempotency_key: KeyText | None = None
+    retry_safe: Annotated[
+        Flag,
+        Field(description="Running it twice does no harm: run it again (3 times at most) if its machine dies."),
+    ] = False
 
 
 class ExecuteArguments(ExecuteAsyncArguments):
@@ -101,7 +115,10 @@ class ExecuteArguments(ExecuteAsyncArguments):
     include_events: WithEvents = False
     on_disconnect: Annotated[
         Literal["cancel", "detach"] | None,
-        Field(description="When this call is cancelled or its connection closes: end the program, or let it run on."),
+        Field(
+            description="When this call is cancelled or its connection closes: end the program, or let it run on "
+            "(default with idempotency_key)."
+        ),
     ] = None
 
 

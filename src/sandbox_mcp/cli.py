@@ -187,6 +187,12 @@ def run(
     ] = None,
     runner: Runner = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
+    retry_safe: Annotated[
+        bool, typer.Option("--retry-safe", help="Running it twice does no harm: run it again if its worker dies.")
+    ] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Sent again with this key, the same request starts nothing anew.")
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print the events as lines of JSON.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say on standard error what it used and what isolated it.")
@@ -195,7 +201,8 @@ def run(
     """Run one command here, without a server, under the same policy.
 
     Exits with the command's code (128 + number for a signal); 124 when its time ran out, 130 when interrupted,
-    125 when it was refused or could not be set up, 2 for wrong arguments or settings.
+    125 when it was refused, never started or could not be set up, 123 when it was lost after its start, 2 for wrong
+    arguments or settings.
     """
     from sandbox_mcp.cli_policy import RunOptions, policy_from_options
     from sandbox_mcp.cli_run import run_here
@@ -235,6 +242,8 @@ def run(
             pass_stdin=not no_stdin,
             json_lines=json_lines,
             verbose=verbose,
+            retry_safe=retry_safe,
+            idempotency_key=idempotency_key,
         )
     )
 

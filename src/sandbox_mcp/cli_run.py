@@ -22,12 +22,14 @@ from sandbox_core.application.service import Submission
 from sandbox_core.domain.errors import ExecutionFinished, InputClosed, InputFull, InvalidArgument, SandboxError
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId
+from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import LARGEST_LIMIT, ExecutionPolicy
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_mcp.cli_output import Output, OutputFailed, ReaderGone
 
 EXIT_TIMEOUT = 124
 EXIT_NOT_RUN = 125
+EXIT_LOST = 123
 EXIT_READER_GONE = 128 + signal.SIGPIPE
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,6 +49,8 @@ def run_here(
     pass_stdin: bool,
     json_lines: bool,
     verbose: bool,
+    retry_safe: bool,
+    idempotency_key: str | None,
 ) -> int:
     """Run one command and return the exit code of `sandbox run`.
 
@@ -56,6 +60,8 @@ def run_here(
         raise InvalidArgument("command", "is given twice, as -c TEXT and after --; give it once")
     if shell is None and not argv:
         raise InvalidArgument("command", "is missing; write `sandbox run -- CMD` or `sandbox run -c TEXT`")
+    if retry_safe and pass_stdin:
+        raise InvalidArgument("--retry-safe", "needs --no-stdin: what was passed on to a run that was lost is gone")
     # One process and one run: a server's Redis has no part in it.
     chosen: dict[str, Any] = {"redis_url": None, "queue_url": None, "local_runner": True}
     if runner is not None:
@@ -68,6 +74,8 @@ def run_here(
         environment=_variables(environment),
         interactive=pass_stdin,
         policy=policy,
+        retry_safe=retry_safe,
+        idempotency_key=idempotency_key,
     )
     return anyio.run(_run, settings, submission, Output(json_lines=json_lines, verbose=verbose))
 
@@ -169,6 +177,8 @@ class _Job:
                 return code
             case ExecutionStatus.TIMEOUT:
                 return EXIT_TIMEOUT
+            case ExecutionStatus.FAILED if execution.outcome and execution.outcome.reason is TerminationReason.LOST:
+                return EXIT_LOST
             case _:
                 return EXIT_NOT_RUN
 

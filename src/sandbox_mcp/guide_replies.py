@@ -118,6 +118,7 @@ def _info(execution: Execution) -> dict[str, Any]:
         **times(execution),
         "exit_code": None if outcome is None else outcome.exit_code,
         "error": None if outcome is None else outcome.message,
+        "attempt": execution.attempt,
     }
 
 

@@ -39,6 +39,7 @@ _STATE: Final[Mapping[str, Schema]] = {
         "type": ["string", "null"],
         "enum": [*(reason.value for reason in TerminationReason), None],
     },
+    "attempt": {"type": "integer"},
 }
 _DENIALS: Final[Schema] = {
     "type": "array",
@@ -146,6 +147,7 @@ STATUS: Final = _reply(
         **_FULL_MEASURES,
         "command": {"type": ["string", "array"], "items": _TEXT},
         "session_id": _TEXT_OR_NULL,
+        "retry_safe": _FLAG,
         **_TIMES,
         "policy": {"type": "object"},
     },

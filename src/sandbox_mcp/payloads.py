@@ -48,6 +48,7 @@ def status_payload(view: StatusView) -> dict[str, Any]:
         **measures(execution),
         "command": command_json(execution),
         "session_id": execution.session_id,
+        "retry_safe": execution.retry_safe,
         **times(execution),
         "policy": asdict(execution.policy),
     }
@@ -131,6 +132,7 @@ def _state(execution: Execution) -> dict[str, Any]:
         "exit_code": None if outcome is None else outcome.exit_code,
         "signal": None if outcome is None else outcome.signal,
         "termination_reason": None if outcome is None else outcome.reason.value,
+        "attempt": execution.attempt,
     }
 
 

@@ -99,7 +99,7 @@ class Tools:
             self._service,
             caller,
             execution.id,
-            on_disconnect=args.on_disconnect,
+            on_disconnect=args.on_disconnect or ("detach" if args.idempotency_key else None),
             yield_seconds=args.yield_seconds,
         )
         return await self.ends(caller, execution.id, args.max_bytes or self._default_bytes), wishes
@@ -185,6 +185,8 @@ class Tools:
             interactive=args.interactive,
             policy=args.sandbox_config,
             session_id=caller.session(args.session_id),
+            idempotency_key=args.idempotency_key,
+            retry_safe=args.retry_safe,
         )
         # Shielded: a call that is cancelled half-way would leave an execution that nobody knows of. The wait after it
         # notices the cancellation, and knows what to end.

@@ -80,7 +80,7 @@ def state_words(execution: Execution) -> str:
     took = duration_words(duration_ms(execution))
     outcome = execution.outcome
     if outcome is None:
-        return "accepted, not started yet" if execution.status is ExecutionStatus.PENDING else f"running, {took}"
+        return _waiting_words(execution) if execution.status is ExecutionStatus.PENDING else f"running, {took}"
     message = (outcome.message or "").rstrip(".")
     match outcome.reason:
         case TerminationReason.EXITED:
@@ -89,7 +89,9 @@ def state_words(execution: Execution) -> str:
             idle = f" ({message})" if outcome.reason is TerminationReason.IDLE_TIME and message else ""
             return f"timeout after {took}: killed{idle}"
         case TerminationReason.CANCELLED:
-            return f"cancelled after {took}" if execution.started_at is not None else "cancelled before it started"
+            if execution.started_at is not None:
+                return f"cancelled after {took}"
+            return "cancelled before it started" + (" again" if execution.attempt > 1 else "")
         case TerminationReason.SIGNALED:
             return f"{signal_words(outcome.signal)} after {took}, exit {outcome.exit_code}"
         case TerminationReason.SETUP_FAILED | TerminationReason.NEVER_STARTED | TerminationReason.LOST:
@@ -97,6 +99,12 @@ def state_words(execution: Execution) -> str:
         case _:
             ended = f"exit {outcome.exit_code}" if outcome.exit_code is not None else "killed"
             return f"{outcome.reason} limit after {took}, {ended}" + (f": {message}" if message else "")
+
+
+def _waiting_words(execution: Execution) -> str:
+    if execution.attempt == 1:
+        return "accepted, not started yet"
+    return f"its machine is gone, waits to be run again: attempt {execution.attempt}"
 
 
 def signal_words(number: int | None) -> str:
@@ -125,7 +133,7 @@ def duration_words(milliseconds: float | None) -> str:
 
 
 def _decoded(events: tuple[ShownEvent, ...], kind: EventKind) -> str:
-    """Decode one stream of events that follow each other, with a mark where the output limit dropped some."""
+    """Decode one stream of events that follow each other, with a mark where some was dropped or another run began."""
     parts: list[str] = []
     run: list[bytes] = []
     for item in events:
@@ -134,6 +142,10 @@ def _decoded(events: tuple[ShownEvent, ...], kind: EventKind) -> str:
         elif item.event.kind is EventKind.TRUNCATED and run:
             parts.append(b"".join(run).decode("utf-8", "replace"))
             parts.append(f"\n[... {item.event.fields.get('dropped_bytes')} bytes dropped: over max_output_bytes ...]\n")
+            run = []
+        elif item.event.kind is EventKind.RETRY and run:
+            parts.append(b"".join(run).decode("utf-8", "replace"))
+            parts.append(f"\n[... its machine died; attempt {item.event.fields.get('attempt')} begins here ...]\n")
             run = []
     parts.append(b"".join(run).decode("utf-8", "replace"))
     return "".join(parts)

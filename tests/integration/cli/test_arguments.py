@@ -58,6 +58,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["-w", "", "--", "true"], "working_directory: is empty"),
         (["--policy", "/no/such/file", "--", "true"], "--policy"),
         (["--policy", "{", "--", "true"], "--policy: is not JSON"),
+        (["--retry-safe", "--", "true"], "--retry-safe: needs --no-stdin"),
+        (["--idempotency-key", "a b", "--", "true"], "idempotency_key: must be 1 to 128"),
         (["--policy", '{"netwrk": {}}', "--", "true"], "did you mean network?"),
         (["--policy", f'{{"max_output_bytes": {10**400}}}', "--", "true"], "max_output_bytes: must be over 0"),
         (["--policy", '{"filesystem": {"deny_read": "x"}}', "--deny-read", "y", "--", "true"], "filesystem.deny_read"),

@@ -19,6 +19,7 @@ from tests.integration.mcp.harness import (
     modern_headers,
     older_session,
     processes_with,
+    refusal,
     tool_request,
     until,
 )
@@ -58,11 +59,13 @@ def lasting_until(status: str) -> float:
     return 60 if status == "cancelled" else 1.5
 
 
-async def start_and_drop(server: Served, era: str, on_disconnect: str | None, seconds: float) -> tuple[str, str]:
+async def start_and_drop(
+    server: Served, era: str, on_disconnect: str | None, seconds: float, key: str | None = None
+) -> tuple[str, str]:
     """Start a waited execution, drop its connection once it runs; return its session and mark."""
     mark, command = marked_sleep(seconds)
     session = f"drop-{mark[-12:]}"
-    arguments: dict[str, Any] = {"command": command, "session_id": session}
+    arguments: dict[str, Any] = {"command": command, "session_id": session, "idempotency_key": key}
     if on_disconnect is not None:
         arguments["on_disconnect"] = on_disconnect
     body = tool_request("execute_code", arguments)
@@ -95,6 +98,21 @@ async def test_dropped_connection_of_a_waited_call(
     session, mark = await start_and_drop(server, era, on_disconnect, lasting_until(status))
     assert await final_status(server, session) == status
     assert processes_with(mark) == []
+
+
+@pytest.mark.parametrize("era", ["modern", "older"])
+async def test_a_client_that_comes_back_with_its_key_finds_the_execution_it_started(server: Served, era: str) -> None:
+    key = f"key-{uuid.uuid4()}"
+    session, mark = await start_and_drop(server, era, None, 1.5, key)
+    async with connected(server.url) as client:
+        command = ["sh", "-c", "sleep 1.5; echo done", mark]
+        said = await call(client, "execute_code", command=command, idempotency_key=key)
+        assert (said["status"], said["stdout"]) == ("completed", "done\n")
+        (entry,) = (await call(client, "list_executions", session_id=session))["executions"]
+        assert entry["execution_id"] == said["execution_id"]
+        other = await refusal(client, "execute_code", command="true", idempotency_key=key)
+        assert other["code"] == "idempotency_conflict"
+        assert said["execution_id"] in other["message"]
 
 
 @pytest.mark.parametrize(("on_disconnect", "status"), [(None, "cancelled"), ("detach", "completed")])

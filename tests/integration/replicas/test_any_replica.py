@@ -82,6 +82,26 @@ async def test_a_waiter_elsewhere_sees_output_while_it_runs(three: list[Replica]
         await call(second, "cancel_execution", execution_id=execution_id, force=True)
 
 
+async def test_a_key_names_one_execution_at_every_replica(three: list[Replica], mode: str) -> None:
+    key = f"key-{mode}"
+    async with AsyncExitStack() as stack:
+        callers = await clients(stack, [replica.url for replica in three], mode)
+        found: list[str] = []
+
+        async def ask(client: Client) -> None:
+            said = await call(client, "execute_code", command="echo once; sleep 0.5", idempotency_key=key)
+            assert said["stdout"] == "once\n"
+            found.append(said["execution_id"])
+
+        async with anyio.create_task_group() as tasks:
+            for client in (*callers, *callers):
+                tasks.start_soon(ask, client)
+        assert len(found) == 6
+        assert len(set(found)) == 1
+        other = await refusal(callers[1], "execute_code_async", command="echo other", idempotency_key=key)
+        assert other["code"] == "idempotency_conflict"
+
+
 async def test_the_places_of_a_session_are_counted_over_all_replicas(three: list[Replica], mode: str) -> None:
     session = f"counted-{mode}"
     holding: dict[str, Any] = {"command": "cat", "interactive": True}

@@ -51,6 +51,7 @@ class House:
         stdin: bytes = b"",
         limits: ResourceLimits | None = None,
         key: str | None = None,
+        retry_safe: bool = False,
     ) -> ExecutionId:
         """Submit shell text and return the id."""
         submission = Submission(
@@ -58,6 +59,7 @@ class House:
             ExecutionPolicy(resource_limits=limits or ResourceLimits()),
             SessionId(session) if session else None,
             key,
+            retry_safe=retry_safe,
         )
         return (await self.service.submit(principal, submission)).id
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReaso
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_mcp.cli_ending import ending_notices, usage_words
 from sandbox_mcp.cli_output import Output
+from sandbox_mcp.cli_run import _Job
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EXIT = OutputEvent(2, EventKind.EXIT, START, b"Exited with code 1.", {"exit_code": 1, "duration_ms": 250.0})
@@ -70,3 +72,21 @@ async def test_the_last_line_of_json_has_it_all(capfd: pytest.CaptureFixture[str
     assert said["denials_omitted"] == 2
     assert (said["usage"]["stdout_bytes"], said["usage"]["network_sent_bytes"]) == (3, 2048)
     assert said["isolation"]["layers"] == ["pid", "seccomp"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (TerminationReason.LOST, 123),
+        (TerminationReason.NEVER_STARTED, 125),
+        (TerminationReason.SETUP_FAILED, 125),
+        (TerminationReason.WALL_TIME, 124),
+    ],
+)
+@pytest.mark.anyio
+async def test_what_was_lost_exits_otherwise_than_what_never_started(reason: TerminationReason, code: int) -> None:
+    pending = Execution(new_execution_id(START), LOCAL_PRINCIPAL, None, Command(shell="x"), ExecutionPolicy(), START)
+    running = pending.apply(pending.start(NodeId("n"), START))
+    nobody: Any = None
+    job = _Job(nobody, pending.id, Output(json_lines=False))
+    assert job.exit_code(running.apply(running.finish(Outcome(reason), START))) == code

@@ -26,7 +26,7 @@ from sandbox_mcp.failures import error_fields, internal_error_fields
 from sandbox_mcp.payloads import execution_payload
 from sandbox_mcp.replies import SandboxReplies, Wishes
 from sandbox_mcp.views import Cursor, ExecutionView, ShownEvent, StatusView, parse_cursor, view_of_page
-from sandbox_mcp.words import ending_line, shown_text
+from sandbox_mcp.words import ending_line, shown_text, state_words, stream_text
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PENDING = Execution(
@@ -233,3 +233,30 @@ def test_page_has_no_marks_so_that_it_joins_to_the_next() -> None:
     truncated = replace(printed(b"")[0], kind=EventKind.TRUNCATED, fields={"dropped_bytes": 9})
     view = ExecutionView(RUNNING, shown(*printed(b"a"), truncated, *printed(b"b")), is_page=True, last_event_id="3")
     assert execution_payload(view, events=False, encoding="text")["stdout"] == "ab"
+
+
+def _lost_once() -> Execution:
+    running = replace(RUNNING, retry_safe=True)
+    return running.apply(running.requeue(START))
+
+
+def test_the_text_parts_what_two_attempts_printed() -> None:
+    retry = OutputEvent(2, EventKind.RETRY, START, b"again", {"attempt": 2})
+    events = (*printed(b"one\n"), retry, OutputEvent(3, EventKind.STDOUT, START, b"two\n"))
+    view = ExecutionView(replace(ended(TerminationReason.EXITED, exit_code=0), attempt=2), head=shown(*events))
+    assert stream_text(view, EventKind.STDOUT) == "one\n\n[... its machine died; attempt 2 begins here ...]\ntwo\n"
+    assert stream_text(view, EventKind.STDERR) == ""
+    assert execution_payload(view, events=False, encoding="text")["attempt"] == 2
+
+
+def test_what_waits_to_be_run_again_says_so() -> None:
+    again = _lost_once()
+    assert state_words(again) == "its machine is gone, waits to be run again: attempt 2"
+    cancelled = again.apply(again.finish(Outcome(TerminationReason.CANCELLED), START))
+    assert state_words(cancelled) == "cancelled before it started again"
+
+
+def test_never_started_and_lost_are_told_apart() -> None:
+    waited = PENDING.apply(PENDING.finish(Outcome(TerminationReason.NEVER_STARTED, message="Never started: x."), START))
+    assert state_words(waited) == "failed, never_started: Never started: x"
+    assert state_words(ended(TerminationReason.LOST, message="Gone.")) == "failed, lost: Gone"
