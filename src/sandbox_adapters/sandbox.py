@@ -311,7 +311,7 @@ async def open_sandbox(
         adapters = [container.connection(), container.store(), container.queue(), container.control()]
         if container.queue_connection() is not container.connection():
             adapters.insert(0, container.queue_connection())
-        for adapter in (*adapters, container.runner()):
+        for adapter in (*adapters, container.messages(), container.runner()):
             if isinstance(adapter, AbstractAsyncContextManager):
                 await stack.enter_async_context(adapter)
         sandbox = _assemble(container, settings)

@@ -20,7 +20,7 @@ from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse, jsonrpc_mes
 from starlette.types import Receive, Scope, Send
 
 from sandbox_adapters.logging import get_logger
-from sandbox_adapters.message_log import MessageLog, StreamName
+from sandbox_adapters.message_log import Following, MessageLog, StreamName
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_mcp.caller import current_principal
 from sandbox_mcp.http_errors import refuse
@@ -29,7 +29,6 @@ from sandbox_mcp.json_answers import AsAccepted
 FOLLOW_SECONDS: Final = 900.0
 """How long a resumed stream waits for the answer at most: the replica that owes it may be gone."""
 
-LOOK_SECONDS: Final = 0.5
 PING_SECONDS: Final = 15.0
 MAX_FOLLOWERS: Final = 100
 
@@ -161,12 +160,17 @@ class ResumableSessions(AsAccepted):
 
     async def _follow(self, name: StreamName, place: Place, send: Send) -> None:
         """Send what follows, until the answer is among it."""
-        last, quiet_since = place.entry, anyio.current_time()
+        try:
+            async with self._message_log.following(name) as following:
+                await self._send_what_comes(following, name, place, send)
+        except StoreUnavailable:
+            return  # the client comes again
+
+    async def _send_what_comes(self, following: Following, name: StreamName, place: Place, send: Send) -> None:
+        last = place.entry
         while True:
-            try:
-                found = await self._message_log.read_from(name, last)
-            except StoreUnavailable:
-                return  # the client comes again
+            following.mark()
+            found = await self._message_log.read_from(name, last)
             for entry, kept in found:
                 if entry == last:
                     continue
@@ -176,14 +180,12 @@ class ResumableSessions(AsAccepted):
                     continue
                 event = f"event: message\r\nid: {place.at(entry)}\r\ndata: {json.dumps(message)}\r\n\r\n"
                 await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-                quiet_since = anyio.current_time()
                 if "method" not in message:
                     return
-            if anyio.current_time() - quiet_since > PING_SECONDS:
+            with anyio.move_on_after(PING_SECONDS) as quiet:
+                await following.wait()
+            if quiet.cancelled_caught:
                 await send({"type": "http.response.body", "body": b": ping\r\n\r\n", "more_body": True})
-                quiet_since = anyio.current_time()
-            # Looked for and not pushed: few streams are resumed elsewhere, and each look is one cheap command.
-            await anyio.sleep(LOOK_SECONDS)
 
 
 def _name(principal: str, place: Place) -> StreamName:
