@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -264,13 +265,21 @@ class TestBeyondTheContract:
         queue = await join()
         await queue.put(good := item())
         (subject,) = nats_server.state("sandbox-one_waiting")["subjects"]
-        bad = subject.replace(good.execution_id, item().execution_id)
-        for content in (b"", b"{}", b"x|y {}"):
-            nats_server.ask(bad, content)
-            await queue.remove(good.execution_id)
+        stored = nats_server.ask("$JS.API.STREAM.MSG.GET.sandbox-one_waiting", b'{"seq": 1}')["message"]["data"]
+        await queue.remove(good.execution_id)
+        other = item().execution_id
+        for content in (b"", b"{}", b"x|y {}", base64.b64decode(stored)):
+            assert "seq" in nats_server.ask(subject.replace(good.execution_id, other), content)
+            assert (await queue.stats()).depth == 1
             await queue.put(good)
             assert (await take_all(queue, 1)) == [good]
             assert await queue.depth() == 0
+        assert "seq" in nats_server.ask(
+            subject.replace("sandbox-one.waiting.", "sandbox-one.waiting.x"), base64.b64decode(stored)
+        )
+        assert "seq" in nats_server.ask("sandbox-one.waiting.a.b.c.$", b"")
+        await queue.put(good)
+        assert (await take_all(queue, 1)) == [good]
 
     async def test_an_empty_queue_leaves_nothing(self, join: Join, nats_server: NatsServer) -> None:
         queue = await join()

@@ -195,7 +195,10 @@ class JetStreamQueue(Background):
         depth = max(0, found.messages - len(marked))
         if stored is None or not depth:
             return QueueStats(0)
-        return QueueStats(depth, _decoded(stored).queued_at)
+        try:
+            return QueueStats(depth, _decoded(stored).queued_at)
+        except StoredDataCorrupt:
+            return QueueStats(depth)  # a taker drops it
 
     async def waiting(self, ids: Sequence[bytes]) -> set[bytes]:
         """Return those of these ids that are here, waiting or taken."""
@@ -257,30 +260,30 @@ class JetStreamQueue(Background):
                 start = stored.sequence + 1
                 # Whole even when cancelled: `_ask` then takes the mark away.
                 with anyio.CancelScope(shield=True):
-                    receipt = await self._mark(stored)
+                    receipt = await self._mark(stored, lane)
         finally:
             if receipt is None:
                 self._asking.discard(lane)
         return receipt
 
-    async def _mark(self, stored: Stored) -> str | None:
-        mark = await self.streams.mark(stored.lane, stored.execution_id)
+    async def _mark(self, stored: Stored, lane: Lane) -> str | None:
+        try:
+            item = _decoded(stored)
+        except StoredDataCorrupt as error:
+            _log.error("dropped from the queue: %s", error)
+            await self.streams.drop(stored.sequence)
+            return None
+        mark = await self.streams.mark(lane, stored.execution_id)
         if mark is None:
             return None
         # Who had marked it before may have finished with it since it was read.
-        if await self.streams.is_there(stored.sequence):
-            try:
-                item = _decoded(stored)
-            except StoredDataCorrupt as error:
-                _log.error("dropped from the queue: %s", error)
-                await self.streams.drop(stored.sequence)
-            else:
-                receipt = str(next(self._receipts))
-                self._held[receipt] = _Held(item, stored.lane, stored.sequence, mark)
-                self._holding.set()
-                return receipt
-        await self.streams.unmark(mark)
-        return None
+        if not await self.streams.is_there(stored.sequence):
+            await self.streams.unmark(mark)
+            return None
+        receipt = str(next(self._receipts))
+        self._held[receipt] = _Held(item, lane, stored.sequence, mark)
+        self._holding.set()
+        return receipt
 
     async def _ask(self, admit: Admit, receipt: str, held: _Held) -> bool:
         admitted = False
@@ -356,4 +359,7 @@ class JetStreamQueue(Background):
 
 def _decoded(stored: Stored) -> QueueItem:
     lane, _, raw = stored.data.partition(b" ")
-    return decode_item(raw, stored.execution_id.encode(), lane)
+    item = decode_item(raw, stored.execution_id.encode(), lane)
+    if lane_of(item) != stored.lane:
+        raise StoredDataCorrupt("an item of the queue", "it is another one than its subject says")
+    return item

@@ -42,10 +42,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message of the stream of items."""
+    """A message of the stream of items. `lane` is None when it cannot be one of ours."""
 
     sequence: int
-    lane: Lane
+    lane: Lane | None
     execution_id: str
     data: bytes
 
@@ -99,17 +99,17 @@ class Streams:
     async def waiting(self, *, of: str | None = None) -> Waiting:
         """Return what is in the stream of items, with all entries of one principal, or without entries."""
         state = await self._state(self._items, f"{self._item_subjects}.{of}.>" if of else None)
-        return self._read(state)
+        return _read(state)
 
     async def listed(self) -> Waiting:
         """Return what is in the stream of items, with every entry, in the order of their ids."""
-        return self._read(await self._state(self._items, f"{self._item_subjects}.>"))
+        return _read(await self._state(self._items, f"{self._item_subjects}.>"))
 
     async def find(self, execution_id: str) -> Lane | None:
         """Return the lane of an item."""
         if not _TOKEN.fullmatch(execution_id):
             return None
-        found = self._read(await self._state(self._items, f"{self._item_subjects}.*.*.*.{execution_id}"))
+        found = _read(await self._state(self._items, f"{self._item_subjects}.*.*.*.{execution_id}"))
         return found.entries.get(execution_id)
 
     async def head(self, lane: Lane | None, *, start: int = 0) -> Stored | None:
@@ -162,7 +162,7 @@ class Streams:
         await self._create(
             self._items,
             {
-                "subjects": [f"{self._item_subjects}.>"],
+                "subjects": [f"{self._item_subjects}.*.*.*.*"],
                 "storage": "file",
                 "discard": "new",
                 "discard_new_per_subject": True,
@@ -173,7 +173,7 @@ class Streams:
         )
         age = round(self._visibility * _SECOND)
         marks = {
-            "subjects": [f"{self._mark_subjects}.>"],
+            "subjects": [f"{self._mark_subjects}.*.*"],
             "storage": "memory",
             "discard": "old",
             "max_msgs_per_subject": 1,
@@ -221,8 +221,15 @@ class Streams:
         return int(self._good(answer)["seq"])
 
     async def _state(self, stream: str, subjects: str | None) -> dict[str, Any]:
-        answer = await self._ask("STREAM.INFO", stream, {} if subjects is None else {"subjects_filter": subjects})
-        return dict(answer["state"])
+        if subjects is None:
+            return dict((await self._ask("STREAM.INFO", stream, {}))["state"])
+        found: dict[str, int] = {}
+        while True:
+            answer = await self._ask("STREAM.INFO", stream, {"subjects_filter": subjects, "offset": len(found)})
+            page = answer["state"].get("subjects") or {}
+            found |= page
+            if not page or len(found) >= int(answer.get("total", 0)):  # a page has 100,000 at most
+                return {**answer["state"], "subjects": found}
 
     async def _get(self, wanted: dict[str, Any]) -> Stored | None:
         try:
@@ -231,7 +238,7 @@ class Streams:
             if error.number in _NO_MESSAGE:
                 return None
             raise
-        execution_id, lane = _entry(message["subject"])
+        execution_id, lane = _entry(message["subject"]) or ("", None)
         return Stored(int(message["seq"]), lane, execution_id, base64.b64decode(message.get("data", "")))
 
     async def _delete(self, stream: str, sequence: int) -> None:
@@ -261,10 +268,6 @@ class Streams:
             raise Refused(self._connection.address, answer["error"])
         return answer
 
-    def _read(self, state: dict[str, Any]) -> Waiting:
-        entries = dict(_entry(subject) for subject in sorted(state.get("subjects") or (), key=_last_token))
-        return Waiting(int(state["messages"]), int(state["last_seq"]), entries)
-
 
 def lane_of(item: QueueItem) -> Lane:
     """Return the lane of an item: one session of one principal, and the labels."""
@@ -292,6 +295,14 @@ def _last_token(subject: str) -> str:
     return subject.rpartition(".")[2]
 
 
-def _entry(subject: str) -> tuple[str, Lane]:
-    principal, session, labels, execution_id = subject.split(".")[-4:]
-    return execution_id, Lane(principal, session, labels)
+def _read(state: dict[str, Any]) -> Waiting:
+    entries = [_entry(subject) for subject in sorted(state.get("subjects") or (), key=_last_token)]
+    return Waiting(int(state["messages"]), int(state["last_seq"]), dict(entry for entry in entries if entry))
+
+
+def _entry(subject: str) -> tuple[str, Lane] | None:
+    """Return the execution id and the lane that a subject names; None when another program stored it."""
+    tokens = subject.split(".")[-4:]
+    if len(tokens) < 4 or not _TOKEN.fullmatch(tokens[3]):
+        return None
+    return tokens[3], Lane(*tokens[:3])
