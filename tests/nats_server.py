@@ -10,14 +10,15 @@ async def test_a_fault(own_nats):           # one's own: pause, kill, restart it
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
 import subprocess  # noqa: TID251  # starts the server under test
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -33,8 +34,18 @@ _PAUSE_SECONDS = 0.01
 class NatsServer:
     """A `nats-server` that a test may stop, pause, kill and start again on the same port, with what it had stored."""
 
-    def __init__(self, directory: Path, *, user: str | None = None, password: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        options: Sequence[str] = (),
+        **variables: str,
+    ) -> None:
         self.directory = directory
+        self._options = options
+        self._environment = {**os.environ, **variables}
         self.port = free_port()
         self._monitor = free_port()
         self._user, self._password = user, password
@@ -45,15 +56,19 @@ class NatsServer:
         """Where it answers, without user and password."""
         return f"nats://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it, or start it again; returns when JetStream answers."""
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, or start it again; returns when JetStream answers, unless it is not to wait."""
         command = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.directory / "store"),
                    "-m", str(self._monitor), "-l", str(self.directory / "nats.log")]  # fmt: skip
-        if self._user is not None and self._password is not None:
+        if self._options:
+            command += self._options
+        elif self._user is not None and self._password is not None:
             command += ["--user", self._user, "--pass", self._password]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=self._environment
+        )
         deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
+        while wait and not self._answers():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nats-server does not answer on port {self.port}")
             time.sleep(_PAUSE_SECONDS)
@@ -81,7 +96,7 @@ class NatsServer:
             about |= {"user": self._user, "pass": self._password}
         with socket.create_connection(("127.0.0.1", self.port), _START_SECONDS) as plain, plain.makefile("rb") as lines:
             lines.readline()
-            head = f"CONNECT {json.dumps(about)}\r\nSUB answer 1\r\nPUB {subject} answer {len(payload)}\r\n"
+            head = f"CONNECT {json.dumps(about)}\r\nSUB _INBOX.test 1\r\nPUB {subject} _INBOX.test {len(payload)}\r\n"
             plain.sendall(head.encode() + payload + b"\r\n")
             while line := lines.readline():
                 words = line.split()
@@ -133,17 +148,36 @@ class NatsServer:
 
 
 @contextmanager
-def running_nats(*, user: str | None = None, password: str | None = None) -> Iterator[NatsServer]:
-    """Run a server of one's own."""
+def running_nats(
+    *, user: str | None = None, password: str | None = None, options: Sequence[str] = (), **variables: str
+) -> Iterator[NatsServer]:
+    """Run a server of one's own, with further options of nats-server and variables of its environment."""
     if shutil.which("nats-server") is None:
         pytest.skip("nats-server is missing; apt-get install nats-server")
     with tempfile.TemporaryDirectory(prefix="nats-test-") as directory:
-        server = NatsServer(Path(directory), user=user, password=password)
+        server = NatsServer(Path(directory), user=user, password=password, options=options, **variables)
         try:
             server.start()
             yield server
         finally:
             server.kill()
+
+
+@contextmanager
+def running_cluster(size: int = 3) -> Iterator[list[NatsServer]]:
+    """Run servers that keep streams together; each may be killed and started again."""
+    routes = [free_port() for _ in range(size)]
+    known = ",".join(f"nats://127.0.0.1:{port}" for port in routes)
+    with ExitStack() as stack:
+        servers = []
+        for number, port in enumerate(routes):
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nats-test-")))
+            options = ["-n", f"server-{number}", "--cluster_name", "tests"]
+            options += ["--cluster", f"nats://127.0.0.1:{port}", "--routes", known]
+            servers.append(NatsServer(directory, options=options))
+            stack.callback(servers[-1].kill)
+            servers[-1].start(wait=False)
+        yield servers
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess  # noqa: TID251  # the taker under test is a process of its own
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -23,9 +23,10 @@ from sandbox_adapters.queues.jetstream import JetStreamQueue
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.ports.queue import Delivery, QueueItem
 from sandbox_core.testing.queue_harness import everyone, item, take_all
-from tests.nats_server import NatsServer, running_nats
+from tests.nats_server import NatsServer, running_cluster, running_nats
 
 BOUND_SECONDS = 60
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nats" / "nats.conf"
 PASSWORD = "s3cr:et@/?#"  # every character that a URL gives a meaning to
 QUOTED = "s3cr%3Aet%40%2F%3F%23"
 
@@ -243,3 +244,60 @@ async def test_a_password_for_tls_is_not_sent_to_a_server_without_it() -> None:
             await queue.depth()
         assert bytes(heard) == b""
         tasks.cancel_scope.cancel()
+
+
+async def test_the_user_of_the_example_configuration_may_do_what_the_queue_does_and_no_more() -> None:
+    options = ["-c", str(CONFIGURATION)]
+    with running_nats(user="sandbox", password="s3cret", options=options, NATS_PASSWORD="s3cret") as server:
+        async with queue_at(f"nats://sandbox:s3cret@127.0.0.1:{server.port}", visibility=1) as queue:
+            taken: list[QueueItem] = []
+
+            async def wait() -> None:
+                taken.append((await queue.take(everyone, frozenset({"gpu"}))).item)
+
+            with anyio.fail_after(BOUND_SECONDS):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(wait)
+                    while not server.listeners("sandbox.notice.labels"):  # noqa: ASYNC110  # the server tells nobody
+                        await anyio.sleep(0.01)
+                    await queue.put(put := item("a", "s", "gpu"))
+                await queue.put(other := item())
+                assert await queue.depth() == 1
+                assert (await queue.stats()).oldest_queued_at == other.queued_at
+                assert await queue.remove(other.execution_id)
+            assert taken == [put]
+        async with queue_at(f"nats://sandbox:s3cret@127.0.0.1:{server.port}", visibility=9) as longer:
+            assert await longer.depth() == 0
+        for subject in ("$JS.API.STREAM.DELETE.sandbox_waiting", "$JS.API.STREAM.CREATE.other", "other"):
+            with pytest.raises(ConnectionError, match="Permissions Violation"):
+                server.ask(subject)
+
+
+async def test_a_cluster_loses_nothing_with_the_server_that_led(anyio_backend: str) -> None:
+    with running_cluster() as servers:
+        url = ",".join(server.url for server in servers) + "?replicas=3"
+        async with queue_at(url, visibility=1, timeout=2) as queue:
+            with anyio.fail_after(BOUND_SECONDS):
+                for put in (puts := [item() for _ in range(6)]):
+                    await put_when_back(queue, put)
+                led = await leader(servers)
+                led.kill()
+                taken: list[QueueItem] = []
+                while len(set(taken)) < len(puts):
+                    delivery = await take(queue)
+                    taken.append(delivery.item)
+                    await queue.done(delivery)
+                assert set(taken) == set(puts)
+                led.start(wait=False)
+                await put_when_back(queue, late := item())
+                while (await take(queue)).item != late:
+                    pass  # one whose end the servers had not heard
+
+
+async def leader(servers: Sequence[NatsServer]) -> NatsServer:
+    """Return who leads the stream of items."""
+    while True:
+        with suppress(ConnectionError, KeyError):
+            told = servers[0].ask("$JS.API.STREAM.INFO.sandbox_waiting")
+            return servers[int(told["cluster"]["leader"].removeprefix("server-"))]
+        await anyio.sleep(0.1)
