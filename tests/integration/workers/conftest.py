@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integration.replicas.harness import need
+from tests.integration.workers.checking import Witness
 from tests.integration.workers.harness import Fleet, fleet
 from tests.redis_server import running_redis
 
@@ -21,3 +24,10 @@ def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     need("redis-server")
     with running_redis() as redis, fleet(redis, tmp_path_factory.mktemp("fleet")) as started:
         yield started
+
+
+@pytest.fixture
+def witness() -> Iterator[Witness]:
+    """Not in /tmp: every sandbox has one of its own."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-test-", dir="/var/tmp") as directory:
+        yield Witness(Path(directory) / "began")
