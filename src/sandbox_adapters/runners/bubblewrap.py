@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,26 +14,23 @@ import anyio
 from anyio.abc import TaskGroup
 
 from sandbox_adapters.runners import bubblewrap_policy
+from sandbox_adapters.runners.bubblewrap_bounds import Bounds
 from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates, version_of
 from sandbox_adapters.runners.bubblewrap_options import SandboxView, readable_roots
 from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
-from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES, Walls
+from sandbox_adapters.runners.bubblewrap_walls import Walls
 from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilities, possible_grants
-from sandbox_adapters.runners.child.wire import RunRequest
-from sandbox_adapters.runners.controls import ALL, Control, Controls
-from sandbox_adapters.runners.exit_mapping import rlimits
+from sandbox_adapters.runners.controls import ALL, Controls
 from sandbox_adapters.runners.granted import GRANT_LAYERS, Granted, Granter
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, close_all, memory_file, open_pipes
-from sandbox_adapters.runners.rlimit_mechanisms import rlimit_mechanisms
 from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
-from sandbox_core.domain.isolation import Isolation
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits
+from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy
 from sandbox_core.ports.runner import Launch, Process
 
 _log = logging.getLogger("sandbox_adapters.runners")
@@ -54,12 +49,6 @@ _FIX = (
 _NO_RULES = FilesystemPolicy()
 _READY_CHILDREN = 3
 """Processes that wait in the launcher, in their cgroup, to become bwrap; about 3 MiB each, counted proportionally."""
-_FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
-_FIXED_LIMITS = (
-    (resource.RLIMIT_MEMLOCK, 64 * 1024),
-    (resource.RLIMIT_MSGQUEUE, 0),
-    (resource.RLIMIT_SIGPENDING, 4096),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +100,6 @@ class BubblewrapRunner:
         self._layers: tuple[str, ...] = LAYERS
         self._as_root = os.geteuid() == 0
         self._processes: dict[int, BubblewrapProcess] = {}
-        self._uids: set[int] = set()
         self._next_number = 1
         self._link: LauncherLink | None = None
         self._tasks: TaskGroup | None = None
@@ -137,6 +125,7 @@ class BubblewrapRunner:
                 self._view = SandboxView(etc, self._read_only_paths)
                 self._walls = stack.enter_context(Walls(self._controls))
                 self._layers = self._controls.layers((*LAYERS, *self._walls.layers))
+                self._bounds = Bounds(self._walls, self._controls, self._layers, as_root=self._as_root)
             except (OSError, ValueError) as error:
                 raise RunnerUnavailable(
                     self.name, str(error), "Check the settings and the machine's directories."
@@ -171,7 +160,7 @@ class BubblewrapRunner:
     def capabilities(self) -> RunnerCapabilities:
         """See CapableRunner."""
         assert self._program is not None  # noqa: S101 - set on entering
-        isolation = self._isolation(EVERY_LIMIT, 0 if self._as_root else -1, self._program)
+        isolation = self._bounds.isolation(EVERY_LIMIT, 0 if self._as_root else -1, version=self._program.version)
         network, files = possible_grants(self.unenforceable)
         facts = self._egress.facts() if network else {}
         return RunnerCapabilities(isolation, network, files, network and self._egress.intercepts, facts)
@@ -211,16 +200,16 @@ class BubblewrapRunner:
         try:
             await process.aclose()
         finally:
-            self._uids.discard(process.isolation.kernel_uid or 0)
+            self._bounds.give_uid_back(process.isolation.kernel_uid or 0)
 
     async def _launch(self, launch: Launch) -> BubblewrapProcess:
         granted = await self._granter.prepare(launch.policy.filesystem, self._directory.path)
-        uid, network = self._take_uid(), None
+        uid, network = self._bounds.take_uid(), None
         try:
             network = self._egress.open(launch.policy.network, launch.principal)
             return await self._launch_as(launch, uid, network, granted)
         except BaseException:
-            self._uids.discard(uid)
+            self._bounds.give_uid_back(uid)
             if granted is not None:
                 granted.abandon()
             if network is not None:
@@ -240,27 +229,15 @@ class BubblewrapRunner:
             self._open_pipes(launch, uid, theirs, ours, network, () if granted is None else granted.options)
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
-            # Inside, the sandbox's pid 1 is counted too.
-            inside = (
-                -1
-                if self._as_root or not self._controls.has(Control.RLIMITS) or limits.max_processes is None
-                else limits.max_processes + 1 + self._slack
-            )
-            tree_memory_bytes, tree_processes, tree_cpu_seconds = self._walls.tree_limits(limits)
-            request = RunRequest(
+            request = self._bounds.request(
+                limits,
+                uid,
                 bwrap=program.path,
-                command=tuple(self._view.argv(launch.command)),
-                uid=uid,
-                processes_inside=inside,
-                tree_memory_bytes=tree_memory_bytes,
-                tree_processes=tree_processes,
-                tree_cpu_seconds=tree_cpu_seconds,
-                limits=tuple(self._rlimits(limits)),
+                command=self._view.argv(launch.command),
                 proxy_port=0 if network is None else network.port,
                 grants=b"" if granted is None else granted.packed,
-                inodes=self._walls.inodes(limits),
             )
-            isolation = self._isolation(limits, uid, program)
+            isolation = self._bounds.isolation(limits, uid, version=program.version)
             process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
@@ -298,42 +275,6 @@ class BubblewrapRunner:
         theirs.append(memory_file("bwrap-options", self._controls.options(view)))
         if network is not None:
             theirs.append(network.detach_launchers_end())
-
-    def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:
-        if not self._controls.has(Control.RLIMITS):
-            return []
-        found = [(which, value, value) for which, value in _FIXED_LIMITS]
-        if self._as_root and limits.max_processes is not None:
-            processes = limits.max_processes + OWN_PROCESSES + self._slack
-            found.append((resource.RLIMIT_NPROC, processes, processes))
-        return self._walls.with_room([*found, *rlimits(limits)])
-
-    @property
-    def _slack(self) -> int:
-        """By how much the rlimit is higher, so that the cgroup refuses first: only that one tells."""
-        return 1 if self._walls.bounds_processes else 0
-
-    def _isolation(self, limits: ResourceLimits, uid: int, program: _Program) -> Isolation:
-        held = {**rlimit_mechanisms(limits, unique_uid=uid >= 0), **self._walls.mechanisms(limits)}
-        return Isolation(
-            runner=self.name,
-            version=program.version,
-            isolated=True,
-            network="none",
-            kernel_uid=uid if uid >= 0 else os.geteuid(),
-            layers=self._layers,
-            limits=self._controls.limits(held),
-            facts=dict(self._walls.facts),
-        )
-
-    def _take_uid(self) -> int:
-        """Return a kernel uid that no other execution of this runner has; -1 when the server is not root."""
-        if not self._as_root or not self._controls.has(Control.UNIQUE_UID):
-            return -1
-        while (uid := _FIRST_UID + secrets.randbelow(_UID_COUNT)) in self._uids:
-            continue
-        self._uids.add(uid)
-        return uid
 
     def _living_link(self) -> LauncherLink:
         if self._link is not None and self._link.alive:

@@ -248,6 +248,6 @@ async def test_a_hundred_hostile_runs_leave_nothing(anyio_backend: str) -> None:
         await _until(lambda: len(children(link)) == 3)
         assert _traces(runner) == before
         assert runner._processes == {}
-        assert runner._uids == set()
+        assert runner._bounds.uids_in_use == 0
         folders = runner._walls.cgroups.directories
         await _until(lambda: all(sum(entry.is_dir() for entry in os.scandir(folder)) <= 3 for folder in folders))
