@@ -60,7 +60,14 @@ class Bounds:
         self._uids.discard(uid)
 
     def request(
-        self, limits: ResourceLimits, uid: int, *, bwrap: bytes, command: Sequence[bytes], proxy_port: int, grants: bytes
+        self,
+        limits: ResourceLimits,
+        uid: int,
+        *,
+        bwrap: bytes,
+        command: Sequence[bytes],
+        proxy_port: int,
+        grants: bytes,
     ) -> RunRequest:
         """Return what the launcher is asked for: this command within these limits."""
         # Inside, the sandbox's pid 1 is counted too.

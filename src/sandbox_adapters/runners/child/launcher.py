@@ -20,8 +20,9 @@ import signal
 import socket
 
 from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
-from . import inside
+from .answers import Answers
 from .cpu_watch import CpuWatch
+from .gate import Gate
 from .inside import Preparation
 from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, prctl, reset_signals, send_signal
@@ -35,7 +36,6 @@ from .wire import (
     JOB_DESCRIPTORS,
     OP_KILL,
     OP_RUN,
-    STATUS_NOT_STARTED,
     RunRequest,
     receive_packet,
 )
@@ -62,12 +62,11 @@ class Launcher:
         self._settings = settings
         self._jobs: dict[int, Job] = {}
         self._by_outer: dict[int, Job] = {}
-        self._by_helper: dict[int, Job] = {}
-        self._unsent: list[bytes] = []
-        self._blocked: dict[int, Job] = {}
         self._reaped_early: dict[int, resource.struct_rusage] = {}
         self._cpu = CpuWatch()
         self._poll = select.epoll()
+        self._gate = Gate(self._poll)
+        self._answers = Answers(channel, self._poll)
         self._ready = ReadyChildren(ready_children, leaves, self._settings, self._poll)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -91,11 +90,11 @@ class Launcher:
                 if descriptor == self._wake:
                     self._drain_wake()
                 elif descriptor == self._channel.fileno():
-                    self._flush()
+                    self._answers.flush()
                     if not self._receive():
                         return
                 elif not self._ready.attached(descriptor):
-                    self._unblock(descriptor)
+                    self._gate.happened(descriptor)
             self._reap()
             for number in self._cpu.over():
                 self._jobs[number].kill()
@@ -169,7 +168,7 @@ class Launcher:
                 os.close(descriptor)
             if preparation is not None:
                 preparation.close()
-            self._answer_failure(number, f"cannot start a process: {error.strerror}")
+            self._answers.failed(number, f"cannot start a process: {error.strerror}")
             return
         os.close(passed[STATUS_FD])
         os.close(passed[FILTER_FD])
@@ -179,8 +178,7 @@ class Launcher:
             self._cpu.watch(number, leaf, request.tree_cpu_seconds)
         if block_write >= 0:
             os.close(passed[-1])
-            self._blocked[status_read] = job
-            self._poll.register(status_read, select.EPOLLIN)
+            self._gate.hold(job)
 
     def _give(self, request: RunRequest, packet: bytes, passed: list[int]) -> tuple[int, Leaf | None]:
         """Give a job to a child that waits, or to a new one. Raises OSError; then none has it."""
@@ -208,67 +206,6 @@ class Launcher:
                 os._exit(1)
         return pid
 
-    def _unblock(self, status_fd: int) -> None:
-        """Once pid 1 exists, prepare its sandbox, and let bwrap go on to the command."""
-        job = self._blocked.get(status_fd)
-        if job is None:
-            return
-        job.read_status()
-        if not job.init:
-            return
-        self._stop_watching(job)
-        if job.preparation is None:
-            self._let_go(job)
-            return
-        try:
-            job.helper = inside.start(job.init, job.outer, job.preparation.uid, job.preparation.work)
-        except OSError as error:
-            self._give_up(job, f"it could not be prepared: {error.strerror}")
-        else:
-            self._by_helper[job.helper] = job
-        job.preparation.close()
-
-    def _helper_ended(self, job: Job, status: int) -> None:
-        job.helper = 0
-        if job.wait_status is not None:
-            self._finish_if_over(job)
-        elif failure := inside.failure(status):
-            self._give_up(job, failure)
-        else:
-            self._let_go(job)
-
-    def _let_go(self, job: Job) -> None:
-        """Bound the processes inside and start the command.
-
-        Set before bwrap, the limit would count every process of the server's user; inside the new user namespace it
-        counts the sandbox's own.
-        """
-        limit = job.processes_inside
-        try:
-            if job.is_init:
-                if limit >= 0:
-                    resource.prlimit(job.init, resource.RLIMIT_NPROC, (limit, limit))
-                os.write(job.block_fd, b"\0")
-                self._close_block(job)
-        except OSError as error:
-            self._give_up(job, f"its processes could not be bounded: {error.strerror}")
-
-    def _give_up(self, job: Job, reason: str) -> None:
-        """End a job whose command must not run. The block stays: bwrap would go on when it is closed."""
-        if not job.killed:
-            job.failure = reason
-            job.kill()
-
-    def _stop_watching(self, job: Job) -> None:
-        if self._blocked.pop(job.status_fd, None) is not None:
-            self._poll.unregister(job.status_fd)
-
-    def _close_block(self, job: Job) -> None:
-        self._stop_watching(job)
-        if job.block_fd >= 0:
-            os.close(job.block_fd)
-            job.block_fd = -1
-
     def _reap(self) -> None:
         while True:
             try:
@@ -280,8 +217,8 @@ class Launcher:
             job = self._by_outer.pop(pid, None)
             if job is not None:
                 self._outer_ended(job, status, usage)
-            elif (job := self._by_helper.pop(pid, None)) is not None:
-                self._helper_ended(job, status)
+            elif (job := self._gate.helper_ended(pid, status)) is not None:
+                self._finish_if_over(job)
             elif not self._ready.ended(pid):
                 self._orphan_ended(pid, usage)
 
@@ -301,7 +238,7 @@ class Launcher:
         else:
             # bwrap died between its fork and its report: whatever is here and was not forked here was its child.
             known = {pid for other in self._jobs.values() for pid in other.waiting_for}
-            known |= self._by_outer.keys() | self._by_helper.keys() | self._ready.pids
+            known |= self._by_outer.keys() | self._gate.helpers | self._ready.pids
             job.waiting_for.update(pid for pid in children() if pid not in known)
             if job.leaf is not None:
                 job.leaf.kill_at_once()
@@ -323,7 +260,7 @@ class Launcher:
     def _finish_if_over(self, job: Job) -> None:
         if not job.over or job.helper:
             return
-        self._close_block(job)
+        self._gate.forget(job)
         if job.preparation is not None:
             job.preparation.close()
         os.close(job.status_fd)
@@ -333,33 +270,12 @@ class Launcher:
             self._reaped_early.clear()
         flags = FLAG_EXECUTED if job.executed else 0
         if job.failure:
-            self._answer_failure(job.number, job.failure)
+            self._answers.failed(job.number, job.failure)
         else:
-            self._send(ANSWER.pack(job.number, job.wait_status, flags, *job.usage()))
+            self._answers.send(ANSWER.pack(job.number, job.wait_status, flags, *job.usage()))
         self._leaves.discard(job.leaf)
         if self._leaves.discarded > _MOST_DISCARDED:
             self._leaves.tidy()
-
-    def _answer_failure(self, number: int, text: str) -> None:
-        self._send(ANSWER.pack(number, STATUS_NOT_STARTED, 0, 0.0, 0.0, *[-1] * 6) + text.encode())
-
-    def _send(self, answer: bytes) -> None:
-        self._unsent.append(answer)
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._unsent:
-            try:
-                self._channel.send(self._unsent[0])
-            except BlockingIOError:
-                self._poll.modify(self._channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
-                return
-            except OSError:
-                self._unsent.clear()
-                return
-            del self._unsent[0]
-            if not self._unsent:
-                self._poll.modify(self._channel.fileno(), select.EPOLLIN)
 
 
 def main(arguments: list[str]) -> None:
