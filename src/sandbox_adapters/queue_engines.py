@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sandbox_adapters.nats_connection import NatsConnection
 
 CHECK_SECONDS = 3.0
-OLDEST_NATS = (2, 9)
+OLDEST_NATS = (2, 9, 0)
 
 
 def engine_connection(settings: Settings, state: RedisConnection) -> RedisConnection | NatsConnection:

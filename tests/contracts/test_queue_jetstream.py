@@ -181,6 +181,18 @@ class TestSeveralProcesses:
             assert (await take(other)).item == put
             tasks.cancel_scope.cancel()
 
+    async def test_over_several_processes_a_long_lane_delays_another_by_one_turn_of_each(self, join: Join) -> None:
+        front, backs = await join(), [await join() for _ in range(3)]
+        for _ in range(40):
+            await front.put(item("greedy"))
+        for queue in backs:
+            await take_all(queue, 1)
+        modest = [item("modest") for _ in range(3)]
+        for put in modest:
+            await front.put(put)
+        served = [(await take_all(queue, 1))[0] for _ in range(3) for queue in backs]
+        assert set(modest) <= set(served[: 2 * len(backs)])
+
     async def test_a_notice_for_a_taker_that_has_left_wakes_another(self, join: Join, nats_server: NatsServer) -> None:
         busy, idle = await join(), await join()
         async with anyio.create_task_group() as tasks:

@@ -9,7 +9,7 @@ import socket
 import subprocess  # noqa: TID251  # the taker under test is a process of its own
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -222,28 +222,43 @@ def causes(error: BaseException | None) -> list[BaseException]:
     return [] if error is None else [error, *causes(error.__cause__ or error.__context__)]
 
 
-async def test_a_password_for_tls_is_not_sent_to_a_server_without_it() -> None:
+@asynccontextmanager
+async def false_server(version: str) -> AsyncIterator[tuple[int, bytearray]]:
+    """Greet as a server without TLS and JetStream; yields the port, and what clients have said."""
     heard = bytearray()
+    info = json.dumps({"server_id": "x", "version": version, "headers": True, "max_payload": 1000})
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
-        info = json.dumps({"server_id": "x", "version": "2.9.10", "headers": True, "max_payload": 1000})
         await stream.send(f"INFO {info}\r\n".encode())
         async with stream:
-            while True:
-                try:
-                    heard.extend(await stream.receive())
-                except (anyio.EndOfStream, anyio.BrokenResourceError):
-                    return
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    said = await stream.receive()
+                    heard.extend(said)
+                    if b"PING\r\n" in said:
+                        await stream.send(b"PONG\r\n")
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", family=socket.AF_INET)
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    async with listener, anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+    async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, serve)
-        queue = await stack.enter_async_context(queue_at(f"tls://sandbox:s3cret@127.0.0.1:{port}", timeout=1))
+        yield listener.extra(anyio.abc.SocketAttribute.local_port), heard
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_password_for_tls_is_not_sent_to_a_server_without_it() -> None:
+    async with (
+        false_server("2.10.1") as (port, heard),
+        queue_at(f"tls://a:s3cret@127.0.0.1:{port}", timeout=1) as queue,
+    ):
         with pytest.raises(StoreUnavailable, match="has no TLS, which the URL asks for"):
             await queue.depth()
         assert bytes(heard) == b""
-        tasks.cancel_scope.cancel()
+
+
+async def test_a_server_that_is_too_old_is_told_as_such() -> None:
+    async with false_server("2.7.4") as (port, _), queue_at(f"nats://127.0.0.1:{port}") as queue:
+        with pytest.raises(StoreUnavailable, match=r"is 2\.7\.4, and the queue needs 2\.9 or newer"):
+            await queue.depth()
 
 
 async def test_the_user_of_the_example_configuration_may_do_what_the_queue_does_and_no_more() -> None:

@@ -31,8 +31,11 @@ _log = logging.getLogger("sandbox_adapters.queue")
 LOOK_SECONDS: Final = 5.0
 """A taker that nobody wakes looks so often at an empty queue, for a notice that went to a process that died."""
 
+FEW_ENTRIES: Final = 100
+"""A list of what waits that is no longer is read anew for each item."""
+
 ENTRIES_PER_SECOND: Final = 2000
-"""A list of what waits counts for so long that no process reads more entries than this, in the mean."""
+"""A longer list counts for so long that no process reads more entries of it than this, in the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +248,8 @@ class JetStreamQueue(Background):
         listed = await self.streams.listed()
         self._turns.keep(listed.entries.values())
         self._listed = listed
-        self._listed_until = time.monotonic() + min(LOOK_SECONDS, len(listed.entries) / ENTRIES_PER_SECOND)
+        beyond = max(0, len(listed.entries) - FEW_ENTRIES)
+        self._listed_until = time.monotonic() + min(LOOK_SECONDS, beyond / ENTRIES_PER_SECOND)
 
     async def _take_head(self, lane: Lane) -> str | None:
         """Mark the first item of a lane that nobody else has marked."""

@@ -26,6 +26,8 @@ from sandbox_adapters.queues.redis_items import encode_item
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.ports.queue import QueueItem
 
+OLDEST_SERVER: Final = (2, 9, 0)
+
 _NO_STREAM, _NO_MESSAGE, _WRONG_SEQUENCE, _STORE_FAILED, _IN_USE = 10059, (10037, 10057), (10070, 10071), 10077, 10058
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECOND: Final = 1_000_000_000
@@ -157,7 +159,11 @@ class Streams:
         return int((await self._state(self._marks, None))["messages"])
 
     async def declare(self) -> None:
-        """Create what is missing."""
+        """Create what is missing. Raises StoreUnavailable when the server is too old."""
+        version = self._connection.server_version
+        if (0, 0, 0) < version < OLDEST_SERVER:
+            shown = ".".join(map(str, version))
+            raise StoreUnavailable(f"NATS at {self._connection.address} is {shown}, and the queue needs 2.9 or newer")
         replicas = self._connection.options.replicas
         await self._create(
             self._items,

@@ -254,6 +254,14 @@ def test_the_password_of_the_queue_is_a_secret() -> None:
     assert redis_secrets(settings) == ["p%40ss", "p@ss"]
 
 
+def test_a_queue_in_nats_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(redis_url=SecretStr("redis://localhost"), queue_url=SecretStr("nats://u:p@localhost"))
+    check_redis(settings)
+    monkeypatch.setattr("sandbox_adapters.redis_options.find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match=r"pip install sandbox-mcp\[nats\]"):
+        check_redis(settings)
+
+
 @pytest.mark.parametrize(
     ("url", "secrets"),
     [
