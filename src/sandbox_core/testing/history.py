@@ -60,7 +60,12 @@ def log_faults(events: Iterable[tuple[int, str]], *, ended: bool = True) -> list
     terminal = [index for index, (_, kind) in enumerate(found) if kind.is_terminal]
     if terminal != ([len(found) - 1] if ended else []):
         faults.append(f"its events are {_shown([kind.value for _, kind in found])}")
-    if sum(kind is EventKind.READY for _, kind in found) > 1:
+    attempts = [0]
+    for _, kind in found:
+        if kind is EventKind.RETRY:
+            attempts.append(0)
+        attempts[-1] += kind is EventKind.READY
+    if max(attempts) > 1:
         faults.append("it was made ready more than once")
     return faults
 
@@ -69,6 +74,8 @@ def judge(
     submitted: Sequence[str], histories: Iterable[History], *, starts: Mapping[str, int] | None = None
 ) -> Verdict:
     """Check that each execution started at most once and has one end, that none is forgotten, and that counts match.
+
+    A `retry_safe` one may start once more for each event of its log that says so.
 
     Args:
         submitted: the ids that were accepted, each once.
@@ -121,11 +128,19 @@ def _faults_of(history: History) -> list[str]:
 
 
 def _start_faults(known: Mapping[str, History], starts: Mapping[str, int]) -> list[str]:
-    faults = [f"{id_}: its program began {count} times" for id_, count in starts.items() if count > 1]
+    faults = [
+        f"{id_}: its program began {count} times"
+        for id_, count in starts.items()
+        if count > 1 + (_retries(known[id_]) if id_ in known else 0)
+    ]
     faults += [f"{id_}: a program began that nobody submitted" for id_ in starts.keys() - known.keys()]
     completed = [history.execution_id for history in known.values() if history.status is ExecutionStatus.COMPLETED]
     faults += [f"{id_}: it completed and its program never began" for id_ in completed if not starts.get(id_)]
     return faults
+
+
+def _retries(history: History) -> int:
+    return sum(kind is EventKind.RETRY for _, kind in history.events)
 
 
 def _shown(values: Sequence[object]) -> str:

@@ -54,6 +54,16 @@ def test_made_ready_twice_is_found() -> None:
     assert judge(["a"], [replace(GOOD, events=events)]).faults == ("a: it was made ready more than once",)
 
 
+def test_what_was_run_again_may_be_ready_and_begin_once_more_and_no_more() -> None:
+    kinds = [EventKind.READY, EventKind.RETRY, EventKind.READY, EventKind.EXIT]
+    again = replace(GOOD, events=tuple(enumerate(kinds, 1)))
+    assert judge(["a"], [again], starts={"a": 2}).faults == ()
+    assert judge(["a"], [again], starts={"a": 3}).faults == ("a: its program began 3 times",)
+    kinds[1:1] = [EventKind.READY]
+    twice = replace(GOOD, events=tuple(enumerate(kinds, 1)))
+    assert judge(["a"], [twice]).faults == ("a: it was made ready more than once",)
+
+
 @pytest.mark.anyio
 async def test_a_history_is_read_through_the_port() -> None:
     clock = FakeClock()
