@@ -158,7 +158,7 @@ class RedisStateStore:
         return ExecutionPage(executions, ExecutionId(last.decode()) if word == b"MORE" else None)
 
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:
-        """Move pending to running. A second round trip when the execution was created elsewhere."""
+        """Move pending to running. A second round trip when neither `create` nor `reserve` saw the execution here."""
         known, name = self._fresh.pop(execution_id, None), nonce()
         while True:
             execution, started = None, b""
@@ -289,8 +289,13 @@ class RedisStateStore:
                     channel.forget()
 
     async def reserve(self, place: Place, quota: Quota, *, lease_seconds: float) -> Scope | None:
-        """Count one more place, or return the first full scope."""
-        return await self._places.reserve(place, quota, lease_seconds)
+        """Count one more place, or return the first full scope. What was created elsewhere comes with its document."""
+        asks = not self._starts_here and place.execution_id not in self._fresh
+        answer = await self._places.reserve(place, quota, lease_seconds, with_document=asks)
+        if isinstance(answer, bytes):
+            self._remember(place.execution_id, answer)
+            return None
+        return answer
 
     async def release(self, place: Place) -> None:
         """Give a place back."""

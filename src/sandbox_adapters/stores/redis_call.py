@@ -33,9 +33,9 @@ class StoreCalls:
         ttl_ms = max(1, round(ttl_seconds * 1000))
         self._begin: tuple[Value, ...] = (redis.namespace, ttl_ms, ttl_ms + RUNNING_TTL_SECONDS * 1000)
 
-    async def run(self, script: LuaScript, *args: Value) -> Any:
-        """Run a script that names no single execution. Raises StoreUnavailable, StoredDataCorrupt."""
-        return await self.redis.run(script, (), (*self._begin, *args))
+    async def run(self, script: LuaScript, *args: Value, keys: Sequence[str] = ()) -> Any:
+        """Run a script that does not answer for one execution alone. Raises StoreUnavailable, StoredDataCorrupt."""
+        return await self.redis.run(script, keys, (*self._begin, *args))
 
     async def run_on(self, script: LuaScript, execution_id: ExecutionId, *args: Value) -> list[Any]:
         """Run a script on one execution and return its answer, the word first.

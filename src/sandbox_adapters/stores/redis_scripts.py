@@ -144,6 +144,7 @@ return redis.call('ZRANGEBYSCORE', leases, '-inf', now(), 'LIMIT', 0, tonumber(A
 """
 
 _RESERVE: Final = """
+-- With the keys of a document and its meta hash: answers with the document of what is pending, since a claim follows.
 local member, lease_ms, at = ARGV[4], tonumber(ARGV[5]), now()
 local count = (#ARGV - 5) / 2
 for i = 1, count do redis.call('ZREMRANGEBYSCORE', ARGV[4 + 2 * i], '-inf', at) end
@@ -159,6 +160,10 @@ end
 for i = 1, count do
   redis.call('ZADD', ARGV[4 + 2 * i], at + lease_ms, member)
   keep(ARGV[4 + 2 * i], lease_ms + ttl)
+end
+if KEYS[1] and redis.pcall('HGET', KEYS[2], 'st') == 'pending' then
+  local document = redis.pcall('GET', KEYS[1])
+  if type(document) == 'string' then return document end
 end
 return 0
 """.replace("WANTED_MS", str(WANTED_MS))

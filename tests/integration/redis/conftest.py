@@ -26,12 +26,20 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def opened(
-    server: RedisServer | str, *, timeout_seconds: float = 0.5, ttl_seconds: float = 3600, prefix: str = ""
+    server: RedisServer | str,
+    *,
+    timeout_seconds: float = 0.5,
+    ttl_seconds: float = 3600,
+    prefix: str = "",
+    starts_here: bool = True,
 ) -> AsyncIterator[RedisStateStore]:
-    """Open a store as one replica has it."""
+    """Open a store as one replica has it; without `starts_here` as servers and workers with a shared queue do."""
     url = server if isinstance(server, str) else server.url
     options = RedisOptions(url=SecretStr(url), timeout_seconds=timeout_seconds, prefix=prefix)
-    async with RedisConnection(options) as redis, RedisStateStore(redis, CLOCK, ttl_seconds=ttl_seconds) as store:
+    async with (
+        RedisConnection(options) as redis,
+        RedisStateStore(redis, CLOCK, ttl_seconds=ttl_seconds, starts_here=starts_here) as store,
+    ):
         yield store
 
 

@@ -10,9 +10,10 @@ import pytest
 from sandbox_adapters.sandbox import open_sandbox
 from sandbox_adapters.settings import Settings
 from sandbox_adapters.stores.redis import RedisStateStore
+from sandbox_core.domain.errors import ClaimRefused
 from sandbox_core.domain.ids import ExecutionId, SessionId
 from sandbox_core.ports.store import ListQuery
-from sandbox_core.testing.samples import cancelled, exited, pending, printed
+from sandbox_core.testing.samples import NODE, WIDE, cancelled, exited, pending, place_of, printed
 from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
 from tests.integration.redis.conftest import CLOCK, claimed, opened
 from tests.redis_server import RedisServer
@@ -34,6 +35,31 @@ async def test_a_short_execution_takes_six_round_trips(redis_server: RedisServer
     assert used["evalsha"] - used["rpush"] <= 4 * _ROUNDS + 6
     assert used["rpush"] <= 4 * _ROUNDS
     assert used["eval"] + used["subscribe"] + used["unsubscribe"] <= 4
+
+
+async def test_a_worker_claims_what_others_created_in_two_round_trips(redis_server: RedisServer) -> None:
+    async with opened(redis_server) as front, opened(redis_server, starts_here=False) as worker:
+        executions = [await front.create(pending(CLOCK)) for _ in range(_ROUNDS + 1)]
+        warm_up = executions.pop()
+        await worker.reserve(place_of(warm_up), WIDE, lease_seconds=60)
+        await worker.claim(warm_up.id, NODE, lease_seconds=60)
+        before = redis_server.commands()
+        for execution in executions:
+            assert await worker.reserve(place_of(execution), WIDE, lease_seconds=60) is None
+            claim = await worker.claim(execution.id, NODE, lease_seconds=60)
+            assert claim.execution.command == execution.command
+        used = redis_server.commands() - before
+        assert used["evalsha"] == 2 * _ROUNDS
+        # One that runs already, and one that was cancelled between, are refused as ever.
+        again = executions[0]
+        assert await worker.reserve(place_of(again), WIDE, lease_seconds=60) is None
+        with pytest.raises(ClaimRefused):
+            await worker.claim(again.id, NODE, lease_seconds=60)
+        late = await front.create(pending(CLOCK))
+        await worker.reserve(place_of(late), WIDE, lease_seconds=60)
+        await front.finish_unclaimed(cancelled(late, CLOCK), [])
+        with pytest.raises(ClaimRefused):
+            await worker.claim(late.id, NODE, lease_seconds=60)
 
 
 async def test_output_costs_far_fewer_round_trips_than_events(redis_server: RedisServer) -> None:

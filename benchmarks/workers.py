@@ -1,0 +1,211 @@
+"""What the queue and separate workers cost beside a server that runs by itself, both with state in Redis.
+
+Latency and rate; commands and bytes that Redis has for one execution, and commands for a fleet that does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from mcp import Client
+
+from benchmarks.redis_costs import Cost, RedisMeter
+from benchmarks.report import Row, call, main, median, milliseconds, time_true
+from examples.fleet import Fleet
+from examples.serving import SANDBOX, Server, free_port, serve
+from sandbox_adapters.sandbox import open_sandbox
+from sandbox_adapters.settings import Settings
+from sandbox_core.testing.scripted_runner import ScriptedRunner
+from tests.redis_server import RedisServer, running_redis
+
+ROUNDS = 100
+WARM_UP = 10
+WORKERS = 4
+CLIENTS = 8
+EACH = 40
+RATE_ROUNDS = 3
+COUNTED = 100
+FLEET = 50
+IDLE_SECONDS = 30.0
+SETTLE_SECONDS = 10.0
+FIRST = "echo first; sleep 0.1"
+_LIMITS = {"SANDBOX_MAX_PER_SESSION": "100"}
+
+
+async def measure() -> list[Row]:
+    """Take both in turn, so that a noisy moment hits both."""
+    with running_redis("--appendfsync", "everysec") as redis:
+        rows = []
+        async with _both(redis, workers=1) as (alone, queued):
+            rows.append(await _first_output(alone, queued))
+            rows += await _costs(alone, queued, redis)
+        async with _both(redis, workers=WORKERS) as (alone, queued):
+            rows.append(await _rates(alone, queued))
+        rows.append(await _idle(redis))
+    return rows
+
+
+async def _first_output(alone: Server, queued: Server) -> Row:
+    took: dict[str, list[float]] = {alone.url: [], queued.url: []}
+    async with alone.client() as first, queued.client() as second:
+        clients = ((alone.url, first), (queued.url, second))
+        for number in range(WARM_UP + ROUNDS):
+            for url, client in clients:
+                seconds = await _time_first_output(client)
+                if number >= WARM_UP:
+                    took[url].append(seconds)
+    base, ours = median(took[alone.url]), median(took[queued.url])
+    return Row(
+        f"from submit to the first output through the queue, over HTTP, p50 of {ROUNDS}",
+        f"{milliseconds(ours)} ({ours / base:.2f} x)",
+        f"the server runs it, state in Redis, {milliseconds(base)}",
+        "at most 1.5 x",
+        ours <= 1.5 * base,
+    )
+
+
+async def _time_first_output(client: Client) -> float:
+    begun = time.perf_counter()
+    execution_id = (await call(client, "execute_code_async", command=FIRST))["execution_id"]
+    last, printed = "0", ""
+    while not printed:
+        said = await call(
+            client, "get_execution_output", execution_id=execution_id, last_event_id=last, wait_seconds=30
+        )
+        last, printed = said["last_event_id"], said["stdout"]
+    took = time.perf_counter() - begun
+    await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+    return took
+
+
+async def _costs(alone: Server, queued: Server, redis: RedisServer) -> list[Row]:
+    costs: list[Cost] = []
+    for server in (alone, queued):
+        async with server.client() as client:
+            for _ in range(WARM_UP):
+                await time_true(client)
+            meter = RedisMeter(redis)
+            for _ in range(COUNTED):
+                await time_true(client)
+            costs.append(meter.read().less_idle(await _idle_of(redis)).per(COUNTED))
+    base, ours = costs
+    return [
+        Row(
+            'what one `execute_code("true")` through the queue costs Redis, beyond what it costs idle',
+            ours.words,
+            f"the server runs it: {base.words}",
+            "",
+            passed=True,
+        )
+    ]
+
+
+async def _idle_of(redis: RedisServer) -> Cost:
+    meter = RedisMeter(redis)
+    await anyio.sleep(SETTLE_SECONDS)
+    return meter.read()
+
+
+async def _rates(alone: Server, queued: Server) -> Row:
+    rates: dict[str, list[float]] = {alone.url: [], queued.url: []}
+    for _ in range(RATE_ROUNDS):
+        for server in (alone, queued):
+            rates[server.url].append(await _rate(server))
+    base, ours = median(rates[alone.url]), median(rates[queued.url])
+    return Row(
+        f"executions per second through {WORKERS} workers, {CLIENTS} clients, {os.cpu_count()} cores",
+        f"{ours:.0f}/s ({ours / base:.2f} x)",
+        f"the server runs them, state in Redis, {base:.0f}/s",
+        "at least 0.9 x",
+        ours >= 0.9 * base,
+    )
+
+
+async def _rate(server: Server) -> float:
+    ready, go = anyio.Semaphore(0), anyio.Event()
+
+    async def one() -> None:
+        async with server.client() as client:
+            await time_true(client)
+            ready.release()
+            await go.wait()
+            for _ in range(EACH):
+                await time_true(client)
+
+    async with anyio.create_task_group() as clients:
+        for _ in range(CLIENTS):
+            clients.start_soon(one)
+        for _ in range(CLIENTS):
+            await ready.acquire()
+        begun = time.perf_counter()
+        go.set()
+    return CLIENTS * EACH / (time.perf_counter() - begun)
+
+
+async def _idle(redis: RedisServer) -> Row:
+    """Every worker is what `sandbox worker` is made of, with connections of its own; all are in this process.
+
+    What asks Redis in a worker is all below `open_sandbox`, so the commands are those of as many processes.
+    """
+    settings = Settings.model_validate(
+        {"redis_url": redis.url, "queue_url": redis.url, "redis_prefix": "idle", "log_file": ""}
+    )
+    async with AsyncExitStack() as workers:
+        for _ in range(FLEET):
+            await workers.enter_async_context(open_sandbox(settings, runner=ScriptedRunner()))
+        await anyio.sleep(SETTLE_SECONDS)
+        meter = RedisMeter(redis)
+        await anyio.sleep(IDLE_SECONDS)
+        cost = meter.read()
+    rate = cost.commands / cost.seconds
+    return Row(
+        f"commands a second of {FLEET} idle workers, those inside scripts too",
+        f"{rate:.0f}/s ({cost.round_trips / cost.seconds:.0f} round trips/s, "
+        f"{cost.bytes / cost.seconds / 1024:.1f} KiB/s)",
+        "",
+        "under 150/s",
+        rate < 150,
+    )
+
+
+@asynccontextmanager
+async def _both(redis: RedisServer, *, workers: int) -> AsyncIterator[tuple[Server, Server]]:
+    """Run a server that runs what it accepts, and one with workers. Each has its own keys in the same Redis."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-workers-") as directory:
+        alone = {"REDIS_URL": redis.url, "SANDBOX_REDIS_PREFIX": "alone", **_LIMITS}
+        queued = {
+            "REDIS_URL": redis.url,
+            "SANDBOX_QUEUE_URL": redis.url,
+            "SANDBOX_REDIS_PREFIX": f"queued{workers}",
+            **_LIMITS,
+        }
+        fleet = Fleet(Path(directory))
+        async with serve(environment=alone) as first, serve("--no-local-runner", environment=queued) as second:
+            try:
+                for number in range(workers):
+                    await _add_worker(fleet, number, queued)
+                await fleet.until_healthy(fleet.workers)
+                yield first, second
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await fleet.stop()
+
+
+async def _add_worker(fleet: Fleet, number: int, variables: Mapping[str, str]) -> None:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("SANDBOX_", "REDIS_"))}
+    port = free_port()
+    argv = [SANDBOX, "worker", "--port", str(port)]
+    fleet.workers.append(
+        await fleet.start(f"worker {number}", argv, port, plain | {"SANDBOX_LOG_FILE": ""} | dict(variables))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure))
