@@ -35,6 +35,7 @@ class Capabilities:
         layers: of every execution; any of them may be required.
         facts: what a layer is exactly, and what a network grant comes with.
         limits: limit -> the mechanism that holds it; a limit that is not here cannot be asked for.
+        labels: what the back of this server offers to executions that ask for labels, sorted.
         network_grants: whether domains within the ceiling can be granted.
         filesystem_grants: whether host paths within the ceiling can be granted.
         interception: whether HTTPS is intercepted for secrets that the operator configured.
@@ -52,13 +53,14 @@ class Capabilities:
     layers: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     network_grants: bool = False
     filesystem_grants: bool = False
     interception: bool = False
 
 
-def capabilities_of(runner: ProcessRunner, limits: Limits) -> Capabilities:
-    """Return the record of a runner that was entered, under the limits in force.
+def capabilities_of(runner: ProcessRunner, limits: Limits, offers: frozenset[str] = frozenset()) -> Capabilities:
+    """Return the record of a runner that was entered, under the limits in force, with the labels that are offered.
 
     Of a runner that cannot say what it enforces nothing is claimed.
     """
@@ -74,6 +76,7 @@ def capabilities_of(runner: ProcessRunner, limits: Limits) -> Capabilities:
         layers=said.isolation.layers,
         facts={**said.isolation.facts, **said.network_facts},
         limits={**said.isolation.limits, **_HELD_BY_SERVER},
+        labels=tuple(sorted(offers)),
         network_grants=said.network_grants,
         filesystem_grants=said.filesystem_grants,
         interception=said.interception,

@@ -16,6 +16,8 @@ from sandbox_adapters.auth_tokens import load_auth_tokens
 from sandbox_adapters.capabilities import capabilities_of
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.control.local import LocalControlChannel
+from sandbox_adapters.fleet.local import LocalFleet
+from sandbox_adapters.heartbeat import OwnBack
 from sandbox_adapters.limits import Limits, limits_in_force
 from sandbox_adapters.metrics.counts import Counts, RoundTrips
 from sandbox_adapters.metrics.store import CountingStateStore
@@ -33,6 +35,7 @@ from sandbox_core.domain.ids import NodeId, new_node_id
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
+from sandbox_core.ports.fleet import Fleet
 from sandbox_core.ports.queue import ExecutionQueue
 from sandbox_core.ports.runner import ProcessRunner
 from sandbox_core.ports.store import Quota, StateStore
@@ -231,12 +234,39 @@ def workers_queue(
 
 
 def redis_queue(
-    local: LocalQueue, store: StateStore, connection: RedisConnection, clock: Clock, lease_seconds: float
+    settings: Settings, local: LocalQueue, store: StateStore, connection: RedisConnection, clock: Clock
 ) -> ExecutionQueue:
     """Return the queue of one replica among several."""
     from sandbox_adapters.queues.shared import SharedQueue
 
-    return SharedQueue(local=local, store=store, connection=connection, clock=clock, lease_seconds=lease_seconds)
+    return SharedQueue(
+        local=local,
+        store=store,
+        connection=connection,
+        clock=clock,
+        lease_seconds=settings.lease_seconds,
+        offers=settings.offers,
+    )
+
+
+def redis_fleet(connection: RedisConnection) -> Fleet:
+    """Return where the backs of all processes are known."""
+    from sandbox_adapters.fleet.redis import RedisFleet
+
+    return RedisFleet(connection)
+
+
+def own_back(settings: Settings, node: NodeId, back: Back, service: ExecutionService, clock: Clock) -> OwnBack:
+    """Return what others are told of the back of this process."""
+    return OwnBack(
+        node=node,
+        back=back,
+        is_draining=lambda: service.draining,
+        clock=clock,
+        host=socket.gethostname(),
+        labels=settings.offers,
+        queue=settings.queue_engine or "local",
+    )
 
 
 class SandboxContainer(containers.DeclarativeContainer):
@@ -278,14 +308,17 @@ class SandboxContainer(containers.DeclarativeContainer):
         providers.Callable(queue_kind, settings),
         memory=local_queue,
         workers=providers.Singleton(workers_queue, settings, shares, queue_connection, store, connection, clock),
-        replica=providers.Singleton(
-            redis_queue, local_queue, store, connection, clock, settings.provided.lease_seconds
-        ),
+        replica=providers.Singleton(redis_queue, settings, local_queue, store, connection, clock),
     )
     control = providers.Selector(
         settings.provided.state,
         memory=providers.Singleton(LocalControlChannel),
         redis=providers.Singleton(redis_control, connection, node, store),
+    )
+    fleet = providers.Selector(
+        settings.provided.state,
+        memory=providers.Singleton(LocalFleet, settings.provided.offers),
+        redis=providers.Singleton(redis_fleet, connection),
     )
     messages = providers.Selector(
         settings.provided.state,
@@ -300,7 +333,7 @@ class SandboxContainer(containers.DeclarativeContainer):
     runner = providers.Selector(settings.provided.place, here=own_runner, elsewhere=providers.Singleton(remote_runner))
 
     limits: providers.Provider[Limits] = providers.Singleton(limits_in_force, settings, runner.provided.unenforceable)
-    capabilities = providers.Singleton(capabilities_of, runner, limits)
+    capabilities = providers.Singleton(capabilities_of, runner, limits, settings.provided.offers)
     service = providers.Singleton(
         ExecutionService,
         store=counted_store,
@@ -310,6 +343,7 @@ class SandboxContainer(containers.DeclarativeContainer):
         ceiling=limits.provided.ceiling,
         defaults=limits.provided.defaults,
         screen=runner.provided.unenforceable,
+        fleet=fleet,
     )
     own_supervisor = providers.Singleton(
         ExecutionSupervisor,
@@ -325,6 +359,7 @@ class SandboxContainer(containers.DeclarativeContainer):
         clock=clock,
         node=node,
         quota=shares.provided.quota,
+        labels=settings.provided.offers,
         config=providers.Singleton(
             SupervisorConfig,
             lease_seconds=settings.provided.lease_seconds,
@@ -349,3 +384,4 @@ class SandboxContainer(containers.DeclarativeContainer):
     metrics = providers.Selector(
         settings.provided.metrics, off=providers.Object(None), token=own_metrics, open=own_metrics
     )
+    own_back = providers.Singleton(own_back, settings, node, supervisor, service, clock)

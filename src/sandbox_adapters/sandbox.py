@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from copy import copy
 from importlib.metadata import version
@@ -12,6 +12,7 @@ import anyio
 
 from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
+from sandbox_adapters.heartbeat import Heartbeat, OwnBack
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.redis_options import check_loop, check_redis
@@ -47,9 +48,9 @@ class Sandbox:
     """Runs commands for one principal. Made by `open_sandbox`; every method raises ExecutionNotFound for foreign ids.
 
     `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
-    ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for. `messages`
-    keeps streams of MCP servers where other processes find them; None with state in memory.
-    `metrics` tells the counts of this process; None unless SANDBOX_METRICS is on.
+    ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for, `back` what
+    other processes are told of this one. `messages` keeps streams of MCP servers where other processes find them; None
+    with state in memory. `metrics` tells the counts of this process; None unless SANDBOX_METRICS is on.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Sandbox:
         runner: ProcessRunner,
         limits: Limits,
         capabilities: Capabilities,
+        back: OwnBack,
         messages: MessageLog | None = None,
         metrics: Metrics | None = None,
         principal: Principal = LOCAL_PRINCIPAL,
@@ -70,6 +72,7 @@ class Sandbox:
         self.settings = settings
         self.limits = limits
         self.capabilities = capabilities
+        self.back = back
         self.service = service
         self.supervisor = supervisor
         self.runner = runner
@@ -96,6 +99,7 @@ class Sandbox:
         policy: PolicyInput = None,
         session_id: str | None = None,
         retry_safe: bool = False,
+        labels: Collection[str] = (),
         max_bytes: int = DEFAULT_RESULT_BYTES,
     ) -> RunResult:
         """Run a command to its end and return how it ended. Cancelling the call kills the command.
@@ -106,9 +110,10 @@ class Sandbox:
             policy: limits and grants, an ExecutionPolicy or a mapping in the shape of `sandbox_config`.
             retry_safe: running it twice does no harm: when the worker that runs it dies it is run again, three times at
                 most, instead of ending as `lost`.
+            labels: what whoever runs it must offer; without workers elsewhere that is SANDBOX_LABELS.
             max_bytes: output in the result at most, bytes, head and tail.
 
-        Raises InvalidArgument, PolicyRefused, ServerFull.
+        Raises InvalidArgument, PolicyRefused, Unservable, ServerFull.
         """
         submission = make_submission(
             command,
@@ -119,6 +124,7 @@ class Sandbox:
             policy=policy,
             session_id=session_id,
             retry_safe=retry_safe,
+            labels=labels,
         )
         execution_id = await self._submit(submission)
         try:
@@ -137,6 +143,7 @@ class Sandbox:
         stdin: bytes | str = b"",
         policy: PolicyInput = None,
         session_id: str | None = None,
+        labels: Collection[str] = (),
     ) -> AsyncGenerator[OutputEvent, None]:
         """Run a command and yield its events as they come; the last one says how it ended.
 
@@ -151,6 +158,7 @@ class Sandbox:
             stdin=stdin,
             policy=policy,
             session_id=session_id,
+            labels=labels,
         )
         execution_id = await self._submit(submission)
         ended = False
@@ -176,6 +184,7 @@ class Sandbox:
         session_id: str | None = None,
         idempotency_key: str | None = None,
         retry_safe: bool = False,
+        labels: Collection[str] = (),
     ) -> ExecutionId:
         """Start a command and return its id at once. It lives on until it ends, is cancelled, or the sandbox closes.
 
@@ -198,6 +207,7 @@ class Sandbox:
             session_id=session_id,
             idempotency_key=idempotency_key,
             retry_safe=retry_safe,
+            labels=labels,
         )
         return await self._submit(submission)
 
@@ -263,6 +273,7 @@ class Sandbox:
     async def drain(self, grace_seconds: float | None = None) -> None:
         """Admit nothing new, let running ones finish for the grace (default: the setting), then end and mark them."""
         self.service.drain()
+        self.back.changed()
         grace = self.settings.drain_grace_seconds if grace_seconds is None else grace_seconds
         await self.supervisor.drain(grace_seconds=grace)
 
@@ -315,8 +326,16 @@ async def open_sandbox(
             if isinstance(adapter, AbstractAsyncContextManager):
                 await stack.enter_async_context(adapter)
         sandbox = _assemble(container, settings)
+        heartbeat = (
+            Heartbeat(container.fleet(), sandbox.back) if settings.shares_state and settings.local_runner else None
+        )
+        if heartbeat is not None:
+            stack.push_async_callback(heartbeat.end)
         tasks = await stack.enter_async_context(anyio.create_task_group())
         await tasks.start(sandbox.supervisor.run)
+        if heartbeat is not None:
+            await heartbeat.beat()
+            tasks.start_soon(heartbeat.run)
         if isinstance(places := container.store(), PlacesElsewhere):
             tasks.start_soon(_ask_again, places, container.queue())
         _log.info(
@@ -366,6 +385,7 @@ def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:
         runner=container.runner(),
         limits=container.limits(),
         capabilities=container.capabilities(),
+        back=container.own_back(),
         messages=container.messages(),
         metrics=container.metrics(),
     )

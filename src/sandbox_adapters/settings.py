@@ -224,6 +224,7 @@ class Settings(
         "read_only_paths",
         "allowed_hosts",
         "allowed_origins",
+        "labels",
         mode="before",
     )
     @classmethod

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, NoDecode
+
+from sandbox_core.domain.errors import InvalidArgument
+from sandbox_core.domain.labels import MAX_OFFERED, parse_labels
 
 _ENGINES: Final[dict[str, Literal["redis", "nats"]]] = {
     "redis": "redis",
@@ -35,6 +38,11 @@ class WorkerSettings(BaseSettings):
         description="`false`: this server runs nothing itself, needs no isolation rights, and leaves everything to "
         "the workers of SANDBOX_QUEUE_URL.",
     )
+    labels: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="What this worker, or this server with a runner of its own, offers to executions that ask for "
+        "labels: up to 16 names such as `gpu`, separated by commas, or a JSON list.",
+    )
     worker_host: str = Field(
         default="127.0.0.1",
         description="Address of a worker's /health, which tells counts and takes no token.",
@@ -57,6 +65,19 @@ class WorkerSettings(BaseSettings):
         if value is not None and _scheme(value.get_secret_value()) not in _ENGINES:
             raise ValueError(f"must begin with one of {', '.join(f'{scheme}://' for scheme in _ENGINES)}")
         return value
+
+    @field_validator("labels")
+    @classmethod
+    def _usable_labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(sorted(parse_labels(value, most=MAX_OFFERED)))
+        except InvalidArgument as error:
+            raise ValueError(error.problem) from None
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What the back of this process offers; nothing where there is none."""
+        return frozenset(self.labels) if self.local_runner else frozenset()
 
     @property
     def queue_engine(self) -> Literal["redis", "nats"] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from sandbox_core.application.service import Submission
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import InvalidArgument
 from sandbox_core.domain.ids import parse_idempotency_key, parse_session_id
+from sandbox_core.domain.labels import parse_labels
 from sandbox_core.domain.policy import ExecutionPolicy
 
 PolicyInput = ExecutionPolicy | Mapping[str, Any] | None
@@ -28,6 +29,7 @@ def make_submission(
     session_id: str | None = None,
     idempotency_key: str | None = None,
     retry_safe: bool = False,
+    labels: Collection[str] = (),
 ) -> Submission:
     """Check the arguments and return what `ExecutionService.submit` takes.
 
@@ -35,6 +37,7 @@ def make_submission(
         command: text for the shell, or a list of a program and its arguments, run without a shell.
         timeout_seconds: wall time, seconds; also accepted inside the policy, but not both.
         policy: an ExecutionPolicy, or a mapping in the shape of `sandbox_config`.
+        labels: what whoever runs it must offer, at most 8.
 
     Raises InvalidArgument naming the argument.
     """
@@ -51,6 +54,7 @@ def make_submission(
         session_id=None if session_id is None else parse_session_id(session_id),
         idempotency_key=None if idempotency_key is None else parse_idempotency_key(idempotency_key),
         retry_safe=retry_safe,
+        labels=parse_labels(labels),
     )
 
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from sandbox_adapters.policy_input import whole_float
 from sandbox_core.application.service import LARGEST_PAGE
 from sandbox_core.domain.command import MAX_COMMAND_BYTES, MAX_STDIN_BYTES, MAX_WORKING_DIRECTORY_BYTES
+from sandbox_core.domain.labels import MAX_LABELS
 from sandbox_core.domain.policy import LARGEST_LIMIT
 from sandbox_core.domain.status import ExecutionStatus
 
@@ -97,6 +98,12 @@ class ExecuteAsyncArguments(Arguments):
         Flag,
         Field(description="Running it twice does no harm: run it again (3 times at most) if its machine dies."),
     ] = False
+    labels: Annotated[
+        list[Text],
+        Field(
+            max_length=MAX_LABELS, description="Run only where all of these are offered, e.g. gpu. Default: anywhere."
+        ),
+    ] = []
 
 
 class ExecuteArguments(ExecuteAsyncArguments):

@@ -1,4 +1,4 @@
-"""The command line: `sandbox serve`, `worker`, `run`, `doctor`, `version`, and `srt-mcp-server`.
+"""The command line: `sandbox serve`, `worker`, `workers`, `run`, `doctor`, `version`, and `srt-mcp-server`.
 
 What a command needs is imported when it runs, so that `sandbox run` never waits for a server's libraries.
 """
@@ -124,10 +124,23 @@ def serve(
 
 
 @app.command()
+def workers(
+    json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """List who runs executions for the servers at REDIS_URL: load, labels, when they were last heard of."""
+    from sandbox_mcp.cli_workers import show_workers
+
+    raise typer.Exit(show_workers(json_output=json_output))
+
+
+@app.command()
 def worker(
     concurrency: Annotated[int | None, typer.Option(help="Executions at once. [SANDBOX_MAX_CONCURRENT, 10]")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port of /health on loopback; 0 takes a free one. [SANDBOX_WORKER_PORT, 8090]")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="What is offered here, e.g. gpu; may be repeated. [SANDBOX_LABELS]")
     ] = None,
     runner: Runner = None,
     log_file: LogFile = None,
@@ -139,11 +152,12 @@ def worker(
     given: dict[str, Any] = {
         "max_concurrent": concurrency,
         "worker_port": port,
+        "labels": label,
         "runner": None if runner is None else runner.value,
         "log_file": log_file,
         "log_level": log_level,
     }
-    raise typer.Exit(run_worker({name: value for name, value in given.items() if value is not None}))
+    raise typer.Exit(run_worker({name: value for name, value in given.items() if value not in (None, [])}))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -184,6 +198,9 @@ def run(
     policy: Annotated[
         str | None,
         typer.Option(metavar="FILE|JSON", help="A policy in the shape of sandbox_config; options add to it."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Run only where this is offered: here, SANDBOX_LABELS; repeatable.")
     ] = None,
     runner: Runner = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
@@ -238,6 +255,7 @@ def run(
             policy=policy_from_options(options),
             environment=env or [],
             working_directory=workdir,
+            labels=label or [],
             runner=None if runner is None else runner.value,
             pass_stdin=not no_stdin,
             json_lines=json_lines,

@@ -45,6 +45,7 @@ def run_here(
     policy: ExecutionPolicy,
     environment: Sequence[str],
     working_directory: str | None,
+    labels: Sequence[str],
     runner: str | None,
     pass_stdin: bool,
     json_lines: bool,
@@ -76,6 +77,7 @@ def run_here(
         policy=policy,
         retry_safe=retry_safe,
         idempotency_key=idempotency_key,
+        labels=labels,
     )
     return anyio.run(_run, settings, submission, Output(json_lines=json_lines, verbose=verbose))
 

@@ -13,6 +13,7 @@ from sandbox_core.domain.errors import (
     ServerDraining,
     ServerFull,
     StoreUnavailable,
+    Unservable,
 )
 
 _RETRY_SECONDS: dict[type[SandboxError], int] = {
@@ -38,6 +39,8 @@ def error_fields(error: SandboxError) -> dict[str, Any]:
             {"field": item.field, "asked": item.asked, "limit": item.limit, "reason": item.reason}
             for item in error.violations
         ]
+    if isinstance(error, Unservable):
+        fields |= {"labels": list(error.labels), "offered": list(error.offered)}
     if isinstance(error, ServerFull):
         fields["retry_after_seconds"] = error.retry_after_seconds
     elif type(error) in _RETRY_SECONDS:

@@ -49,6 +49,7 @@ def status_payload(view: StatusView) -> dict[str, Any]:
         "command": command_json(execution),
         "session_id": execution.session_id,
         "retry_safe": execution.retry_safe,
+        "labels": list(execution.labels),
         **times(execution),
         "policy": asdict(execution.policy),
     }

@@ -187,6 +187,7 @@ class Tools:
             session_id=caller.session(args.session_id),
             idempotency_key=args.idempotency_key,
             retry_safe=args.retry_safe,
+            labels=args.labels,
         )
         # Shielded: a call that is cancelled half-way would leave an execution that nobody knows of. The wait after it
         # notices the cancellation, and knows what to end.

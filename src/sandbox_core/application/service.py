@@ -11,6 +11,7 @@ import anyio
 from sandbox_core.application.endings import unstarted
 from sandbox_core.application.log_view import LogEnds, cut_ends
 from sandbox_core.application.repeats import check_retry_safe, check_same_request
+from sandbox_core.application.servable import check_servable
 from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.errors import (
     ClaimRefused,
@@ -35,6 +36,7 @@ from sandbox_core.domain.policy import ExecutionPolicy, resolve
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import Cancel, ControlAnswer, ControlChannel, ControlMessage, SendInput
+from sandbox_core.ports.fleet import Fleet, NoFleet
 from sandbox_core.ports.queue import ExecutionQueue, QueueItem
 from sandbox_core.ports.store import ExecutionPage, ListQuery, LogPage, StateStore
 
@@ -82,6 +84,7 @@ class ExecutionService:
         ceiling: the most that a request may ask for.
         defaults: what a request gets that asks for nothing.
         screen: see Screen.
+        fleet: asked, when labels are, whether anybody offers them; by default nobody does.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class ExecutionService:
         ceiling: ExecutionPolicy,
         defaults: ExecutionPolicy,
         screen: Screen = accepts_every_policy,
+        fleet: Fleet | None = None,
     ) -> None:
         self._store = store
         self._queue = queue
@@ -102,6 +106,7 @@ class ExecutionService:
         self._ceiling = ceiling
         self._defaults = defaults
         self._screen = screen
+        self._fleet = NoFleet() if fleet is None else fleet
         self._draining = False
         self._waits: set[anyio.CancelScope] = set()
         self._waits_over = False
@@ -127,7 +132,8 @@ class ExecutionService:
 
         With an idempotency key that this principal used for the same request, returns that execution as it is now.
         Raises PolicyRefused naming every refused field, IdempotencyConflict for a key that was used for another
-        request, InvalidArgument, ServerFull with the time to try again, ServerDraining.
+        request, InvalidArgument, Unservable when no living back offers the labels, ServerFull with the time to try
+        again, ServerDraining.
         """
         if self._draining:
             raise ServerDraining
@@ -151,6 +157,8 @@ class ExecutionService:
             check_same_request(execution, wanted)
             return execution
         try:
+            if labels:
+                await check_servable(self._fleet, submission.labels)
             await self._queue.put(
                 QueueItem(
                     execution_id=execution.id,

@@ -8,6 +8,7 @@ from sandbox_core.ports.control import (
     ControlMessage,
     SendInput,
 )
+from sandbox_core.ports.fleet import Fleet
 from sandbox_core.ports.queue import Admit, Delivery, ExecutionQueue, QueueItem
 from sandbox_core.ports.runner import Launch, LimitHit, Process, ProcessExit, ProcessRunner, Stream
 from sandbox_core.ports.store import (
@@ -24,6 +25,6 @@ from sandbox_core.ports.store import (
 
 __all__ = [
     "Admit", "Cancel", "Claim", "Clock", "ControlAnswer", "ControlChannel", "ControlMessage", "Delivery",
-    "ExecutionPage", "ExecutionQueue", "Launch", "Lease", "LimitHit", "ListQuery", "LogPage", "Place",
+    "ExecutionPage", "ExecutionQueue", "Fleet", "Launch", "Lease", "LimitHit", "ListQuery", "LogPage", "Place",
     "Process", "ProcessExit", "ProcessRunner", "QueueItem", "Quota", "Scope", "SendInput", "StateStore", "Stream",
 ]  # fmt: skip

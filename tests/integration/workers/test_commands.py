@@ -33,10 +33,12 @@ def sandbox(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     ("command", "variables", "said"),
     [
         ("worker", {"REDIS_URL": AWAY}, "SANDBOX_QUEUE_URL is not set"),
+        ("workers", {}, "REDIS_URL is not set: workers are known where"),
+        ("worker", {"SANDBOX_LABELS": "GPU"}, "SANDBOX_LABELS: each must be 1 to 63 characters"),
         ("worker", FLEET, "SANDBOX_LOCAL_RUNNER is false: a worker runs what it takes"),
         ("serve", {"SANDBOX_QUEUE_URL": AWAY}, "the state is in memory"),
         ("serve", {"REDIS_URL": AWAY, "SANDBOX_LOCAL_RUNNER": "false"}, "without SANDBOX_QUEUE_URL no worker"),
-        ("serve", {"REDIS_URL": AWAY, "SANDBOX_QUEUE_URL": "amqp://:secret@localhost"}, "there is no other queue yet"),
+        ("serve", {"REDIS_URL": AWAY, "SANDBOX_QUEUE_URL": "kafka://:secret@localhost"}, "must begin with one of"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(command: str, variables: dict[str, str], said: str) -> None:
@@ -45,6 +47,30 @@ def test_what_cannot_work_is_refused_in_one_line(command: str, variables: dict[s
     assert said in done.stderr
     assert "secret" not in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_workers_says_when_redis_is_away_and_tells_no_password() -> None:
+    done = sandbox("workers", REDIS_URL=AWAY)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:1" in done.stderr
+    assert "secret" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_worker_is_no_error(redis_server: RedisServer) -> None:
+    done = sandbox("workers", REDIS_URL=redis_server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No worker was heard of" in done.stdout
+    assert json.loads(sandbox("workers", "--json", REDIS_URL=redis_server.url).stdout) == {"workers": []}
+
+
+def test_a_command_that_needs_a_label_runs_here_where_it_is_offered() -> None:
+    wants = ("run", "--label", "gpu", "--", "echo", "here")
+    done = sandbox(*wants, SANDBOX_LABELS="gpu,large")
+    assert (done.returncode, done.stdout) == (0, "here\n")
+    refused = sandbox(*wants)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no worker offers gpu" in refused.stderr
 
 
 def test_a_command_is_run_here_whatever_a_server_would_do() -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from sandbox_adapters.control.local import LocalControlChannel
+from sandbox_adapters.fleet.local import LocalFleet
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.service import ExecutionService, Submission
@@ -19,6 +20,7 @@ from sandbox_core.domain.events import OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, ExecutionId, NodeId, Principal, SessionId
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
+from sandbox_core.ports.fleet import Fleet
 from sandbox_core.ports.store import Quota
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
@@ -91,6 +93,7 @@ async def open_house(
     quota: Quota | None = None,
     max_queued: int = 100,
     labels: frozenset[str] = frozenset(),
+    fleet: Fleet | None = None,
 ) -> AsyncIterator[House]:
     """Compose and start a house; drains it at the end."""
     clock = FakeClock()
@@ -108,6 +111,7 @@ async def open_house(
         ceiling=CEILING,
         defaults=DEFAULTS,
         screen=runner.unenforceable,
+        fleet=LocalFleet(labels) if fleet is None else fleet,
     )
     supervisor = ExecutionSupervisor(
         store=store,
