@@ -221,9 +221,9 @@ async def put_and_take(queue: JetStreamQueue, put: QueueItem) -> Delivery:
 @pytest.mark.anyio
 class TestTakersThatDie:
     async def test_what_a_dead_taker_held_is_handed_out_again_at_the_head(self, join: Join) -> None:
-        other = await join(visibility_seconds=1)
+        other = await join(visibility_seconds=3)
         async with AsyncExitStack() as life:
-            dying = await join(visibility_seconds=1, stack=life)
+            dying = await join(visibility_seconds=3, stack=life)
             for put in (puts := [item(), item()]):
                 await dying.put(put)
             assert (await take(dying)).item == puts[0]
@@ -231,10 +231,10 @@ class TestTakersThatDie:
         assert (await take(other)).item == puts[0]
 
     async def test_what_a_living_taker_holds_is_not(self, join: Join, nats_server: NatsServer) -> None:
-        living, other = await join(visibility_seconds=1), await join(visibility_seconds=1)
+        living, other = await join(visibility_seconds=3), await join(visibility_seconds=3)
         await living.put(item())
         held = await take(living)
-        with anyio.move_on_after(2.5):
+        with anyio.move_on_after(4):
             await other.take(everyone)
             raise AssertionError("it was handed out twice")
         await living.done(held)
