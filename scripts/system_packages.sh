@@ -7,6 +7,7 @@ declare -A packages_of=(
     [bash]=bash [bwrap]=bubblewrap [curl]=curl [file]=file [gcc]="gcc libc6-dev" [git]=git [node]=nodejs [npm]=npm
     [/usr/bin/pip3]=python3-pip [redis-server]=redis-server [nginx]=nginx [caddy]=caddy [faketime]=faketime
     [nats-server]=nats-server
+    [rabbitmq-server]=rabbitmq-server
     [sqlite3]=sqlite3 [wget]=wget
 )
 

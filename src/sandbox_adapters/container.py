@@ -43,7 +43,7 @@ from sandbox_core.ports.store import Quota, StateStore
 if TYPE_CHECKING:
     from sandbox_adapters.message_log import MessageLog
     from sandbox_adapters.metrics.exposition import Metrics
-    from sandbox_adapters.nats_connection import NatsConnection
+    from sandbox_adapters.queue_engines import EngineConnection
     from sandbox_adapters.redis_connection import RedisConnection
     from sandbox_adapters.runners.network import Egress
 
@@ -208,7 +208,7 @@ def queue_kind(settings: Settings) -> str:
     return "replica" if settings.shares_state else "memory"
 
 
-def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnection | NatsConnection:
+def queue_connection(settings: Settings, state: RedisConnection) -> EngineConnection:
     """Return the way to the queue: the one to the state when nothing else is named."""
     if settings.queue_url is None:
         return state
@@ -220,7 +220,7 @@ def queue_connection(settings: Settings, state: RedisConnection) -> RedisConnect
 def workers_queue(
     settings: Settings,
     shares: Shares,
-    connection: RedisConnection | NatsConnection,
+    connection: EngineConnection,
     store: StateStore,
     state: RedisConnection,
     clock: Clock,
@@ -229,7 +229,7 @@ def workers_queue(
     from sandbox_adapters.queue_engines import engine_queue
     from sandbox_adapters.queues.adopting import AdoptingQueue
 
-    queue = engine_queue(settings, connection, shares.queued_per_principal)
+    queue = engine_queue(settings, connection, state, shares.queued_per_principal)
     return AdoptingQueue(queue=queue, store=store, state=state, clock=clock, lease_seconds=settings.lease_seconds)
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectSendStream
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -22,6 +22,7 @@ from nats.errors import NoRespondersError
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.nats_options import NatsOptions
+from sandbox_adapters.notices import Notices
 from sandbox_core.domain.errors import StoreUnavailable
 
 _log = logging.getLogger("sandbox_adapters.nats")
@@ -119,7 +120,7 @@ class NatsConnection(Background):
         try:
             for subject, group in subjects.items():
                 subscriptions.append(await client.subscribe(subject, queue=group, cb=notice))
-            yield Notices(receive, self)
+            yield Notices(receive, self.lost)
         except (NatsError, OSError) as error:
             raise self._unavailable() from error
         finally:
@@ -233,24 +234,6 @@ class NatsConnection(Background):
 
     def _unavailable(self) -> StoreUnavailable:
         return StoreUnavailable(f"NATS at {self.address} {self._problem}")
-
-
-class Notices:
-    """What was heard since the last question, as one notice."""
-
-    def __init__(self, receive: MemoryObjectReceiveStream[None], connection: NatsConnection) -> None:
-        self._receive = receive
-        self._connection = connection
-
-    async def wait(self, seconds: float) -> bool:
-        """Return whether something was heard within this time. Raises StoreUnavailable when the connection is gone."""
-        with anyio.move_on_after(seconds):
-            try:
-                await self._receive.receive()
-            except anyio.EndOfStream:
-                raise self._connection.lost() from None
-            return True
-        return False
 
 
 class _Client(Client):

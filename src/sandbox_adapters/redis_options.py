@@ -10,6 +10,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 from pydantic import SecretStr
 
 from sandbox_adapters.nats_options import NATS_SCHEMES, NatsOptions
+from sandbox_adapters.rabbitmq_options import RabbitOptions
 from sandbox_adapters.settings import Settings, SettingsError
 
 _NO_URL = (
@@ -20,6 +21,9 @@ _NO_QUEUE_URL = {
     "redis": _NO_URL.replace("REDIS_URL", "SANDBOX_QUEUE_URL"),
     "nats": "SANDBOX_QUEUE_URL is not a NATS URL: nats:// or tls://, as in tls://user:password@one:4222,tls://two:4222 "
     "with every character of the password that is no letter or digit percent-encoded, and no option but replicas.",
+    "rabbitmq": "SANDBOX_QUEUE_URL is not a RabbitMQ URL: amqp:// or amqps://, as in amqps://user:password@host/vhost "
+    "with every character of the password that is no letter or digit percent-encoded, and no options but those of TLS: "
+    "cafile, certfile, keyfile.",
 }
 _OTHER_LOOP = (
     "REDIS_URL is set, and this program does not run under asyncio: state in Redis works there only. Run it under "
@@ -85,6 +89,12 @@ def _queue_address(settings: Settings) -> str:
             )
         options = NatsOptions(url)
         return f"{options.address} {options.replicas} {options.credentials[0]}"
+    if settings.queue_engine == "rabbitmq":
+        if find_spec("aio_pika") is None:
+            raise SettingsError(
+                "SANDBOX_QUEUE_URL names RabbitMQ, and its client is missing: pip install sandbox-mcp[rabbitmq]"
+            )
+        return RabbitOptions(url).address
     from sandbox_adapters.redis_connection import RedisOptions
 
     return RedisOptions(url).address

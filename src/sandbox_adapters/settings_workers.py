@@ -11,12 +11,16 @@ from pydantic_settings import BaseSettings, NoDecode
 from sandbox_core.domain.errors import InvalidArgument
 from sandbox_core.domain.labels import MAX_OFFERED, parse_labels
 
-_ENGINES: Final[dict[str, Literal["redis", "nats"]]] = {
+QueueEngine = Literal["redis", "nats", "rabbitmq"]
+
+_ENGINES: Final[dict[str, QueueEngine]] = {
     "redis": "redis",
     "rediss": "redis",
     "unix": "redis",
     "nats": "nats",
     "tls": "nats",
+    "amqp": "rabbitmq",
+    "amqps": "rabbitmq",
 }
 """Which engine the scheme of SANDBOX_QUEUE_URL names."""
 
@@ -30,8 +34,8 @@ class WorkerSettings(BaseSettings):
     queue_url: SecretStr | None = Field(
         default=None,
         description="Queue that servers and workers share: `redis://`, `rediss://` or `unix://`, mostly the same as "
-        "REDIS_URL, or `nats://` or `tls://` for NATS JetStream. REDIS_URL must be set too. Unset: each server runs "
-        "what it accepts.",
+        "REDIS_URL; `nats://` or `tls://` for NATS JetStream; `amqp://` or `amqps://` for RabbitMQ. REDIS_URL must be "
+        "set too. Unset: each server runs what it accepts.",
     )
     local_runner: bool = Field(
         default=True,
@@ -80,7 +84,7 @@ class WorkerSettings(BaseSettings):
         return frozenset(self.labels) if self.local_runner else frozenset()
 
     @property
-    def queue_engine(self) -> Literal["redis", "nats"] | None:
+    def queue_engine(self) -> QueueEngine | None:
         """What keeps the queue that processes share; None when there is none."""
         return None if self.queue_url is None else _ENGINES[_scheme(self.queue_url.get_secret_value())]
 

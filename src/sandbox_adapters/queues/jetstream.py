@@ -19,9 +19,10 @@ from sandbox_adapters.background import Background
 from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.queues.jetstream_streams import Mark, Stored, Streams, Waiting, lane_of, principal_token
 from sandbox_adapters.queues.jetstream_turns import Lane, Turns
-from sandbox_adapters.queues.jetstream_wakes import WakeListener, Wakes
+from sandbox_adapters.queues.jetstream_wakes import Wakes
 from sandbox_adapters.queues.pace import Pace
 from sandbox_adapters.queues.redis_items import decode_item
+from sandbox_adapters.queues.wake_listener import WakeListener
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.ports.queue import Admit, Delivery, QueueItem, QueueStats
@@ -318,7 +319,7 @@ class JetStreamQueue(Background):
         listener = self._listeners.get(offers)
         if listener is None:
             listener = WakeListener(
-                self._connection, self._wakes, offers=offers, look_in=self._look_seconds, look=self._look
+                self._connection, self._wakes.subjects(offers), look_in=self._look_seconds, look=self._look
             )
             self._listeners[offers] = listener
             if self._tasks is not None:

@@ -10,6 +10,7 @@ from dependency_injector import providers
 from sandbox_adapters.container import SandboxContainer
 from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.queues.adopting import AdoptingQueue
+from sandbox_adapters.rabbitmq_connection import RabbitConnection
 from sandbox_adapters.settings import Settings
 from sandbox_core.application.remote import RemoteBack
 from sandbox_core.application.service import ExecutionService
@@ -89,6 +90,17 @@ def test_a_queue_in_nats_has_a_way_of_its_own() -> None:
     assert isinstance(connection, NatsConnection)
     assert connection.address == "localhost:3"
     assert connection.options.base == "sandbox-a~db"
+    assert connection.options.timeout_seconds == 4
+
+
+def test_a_queue_in_rabbitmq_has_a_way_of_its_own_and_its_index_in_the_redis_of_the_state() -> None:
+    given = WORKERS | {"queue_url": "amqps://u:p@localhost/v", "redis_prefix": "a", "redis_timeout_seconds": 4}
+    container = SandboxContainer(settings=Settings.model_validate(given))
+    assert isinstance(container.queue(), AdoptingQueue)
+    connection = container.queue_connection()
+    assert isinstance(connection, RabbitConnection)
+    assert connection.address == "localhost:5671, virtual host v"
+    assert connection.options.base == "sandbox.a"
     assert connection.options.timeout_seconds == 4
 
 

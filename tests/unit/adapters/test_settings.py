@@ -235,6 +235,9 @@ def test_another_address_needs_a_token_or_the_operator_s_word(host: str) -> None
         ({"redis_url": "redis://localhost", "queue_url": "nats://localhost:x"}, "SANDBOX_QUEUE_URL is not a NATS"),
         ({"redis_url": "redis://localhost", "queue_url": "nats://localhost?replicas=2"}, "no option but replicas"),
         ({"queue_url": "nats://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
+        ({"queue_url": "amqp://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
+        ({"redis_url": "redis://localhost", "queue_url": "amqp://localhost:x"}, "SANDBOX_QUEUE_URL is not a RabbitMQ"),
+        ({"redis_url": "redis://localhost", "queue_url": "amqp://localhost?verify=no"}, "no options but those of TLS"),
     ],
 )
 def test_a_queue_that_cannot_work_is_refused(given: dict[str, Any], said: str) -> None:
@@ -242,7 +245,7 @@ def test_a_queue_that_cannot_work_is_refused(given: dict[str, Any], said: str) -
         check_redis(Settings.model_validate(given))
 
 
-@pytest.mark.parametrize("url", ["amqp://guest@localhost", "localhost:6379", "http://["])
+@pytest.mark.parametrize("url", ["kafka://guest@localhost", "localhost:6379", "http://["])
 def test_another_engine_for_the_queue_is_refused_without_showing_the_url(url: str) -> None:
     with pytest.raises(SettingsError, match="SANDBOX_QUEUE_URL: must begin with one of redis://") as caught:
         Settings(queue_url=SecretStr(url), redis_url=SecretStr("redis://localhost"))
@@ -269,6 +272,7 @@ def test_a_queue_in_nats_needs_its_client(monkeypatch: pytest.MonkeyPatch) -> No
         ("nats://one,nats://v:other@two", ["other"]),
         ("tls://t%2Fken@one", ["t%2Fken", "t/ken"]),
         ("nats://one", []),
+        ("amqps://u:p%40ss@one/v", ["p%40ss", "p@ss"]),
     ],
 )
 def test_the_password_and_the_token_for_nats_are_secrets(url: str, secrets: list[str]) -> None:
