@@ -14,7 +14,7 @@ from sandbox_core.domain.errors import (
     ServerFull,
     StoreUnavailable,
 )
-from sandbox_core.domain.execution import Execution
+from sandbox_core.domain.execution import MAX_ATTEMPTS, Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId
 from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReason
 from sandbox_core.domain.status import ExecutionStatus
@@ -95,7 +95,7 @@ class Reaper:
         known_seconds = max(0.0, (now - started_at).total_seconds())
         outcome = Outcome(
             reason=TerminationReason.LOST,
-            message=_LOST_EARLY if execution.isolation is None else _LOST,
+            message=(_LOST_EARLY if execution.isolation is None else _LOST) + _last_attempt(execution),
             usage=ResourceUsage(wall_seconds=known_seconds, queued_seconds=waited_seconds(execution, started_at)),
         )
         ended = execution.apply(execution.finish(outcome, now))
@@ -120,3 +120,7 @@ class Reaper:
             )
         except (ServerFull, ServerDraining) as error:
             _log.warning("%s waits, and is not queued here: %s", execution.id, error)
+
+
+def _last_attempt(execution: Execution) -> str:
+    return f" It was attempt {execution.attempt} of at most {MAX_ATTEMPTS}." if execution.retry_safe else ""

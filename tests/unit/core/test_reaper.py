@@ -143,6 +143,7 @@ async def test_the_third_attempt_is_the_last() -> None:
     assert page.execution.attempt == 3
     assert page.execution.outcome is not None
     assert page.execution.outcome.reason is TerminationReason.LOST
+    assert str(page.execution.outcome.message).endswith("It was attempt 3 of at most 3.")
     kinds = [EventKind.STDOUT, EventKind.RETRY] * 2 + [EventKind.STDOUT, EventKind.ERROR]
     assert [event.kind for event in page.events] == kinds
     assert [event.seq for event in page.events] == [1, 2, 3, 4, 5, 6]
