@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.replicas.harness import DEPLOY, Replica, need, nginx, replicas
+from tests.integration.replicas.harness import DEPLOY, Replica, need, nginx, replicas, two_with_tokens
 from tests.redis_server import RedisServer, running_redis
 
 
@@ -25,6 +25,13 @@ def replica_redis() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def three(replica_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
     with replicas(replica_redis, tmp_path_factory.mktemp("replicas")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def pair(replica_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
+    """Two with tokens for several callers, and with sessions for older clients."""
+    with two_with_tokens(replica_redis, tmp_path_factory.mktemp("pair")) as started:
         yield started
 
 

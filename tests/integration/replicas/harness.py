@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess  # noqa: TID251  # the servers under test are programs
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -30,6 +31,7 @@ LEASE_SECONDS = 4.5
 LOST_WITHIN_SECONDS = 15.0
 """What is promised with the default lease; these replicas have a shorter one."""
 
+TOKENS = {"alice": "a" * 40, "bob": "b" * 40}
 
 Replica = Program
 """One replica that can be stopped and started again on its port."""
@@ -48,6 +50,15 @@ def replicas(redis: RedisServer, directory: Path, count: int = 3, **variables: s
         yield started
     finally:
         close_all(started)
+
+
+def two_with_tokens(redis: RedisServer, directory: Path, **variables: str) -> AbstractContextManager[list[Replica]]:
+    """Start two replicas that know the callers of TOKENS and have sessions for older clients."""
+    tokens = directory / "tokens.json"
+    tokens.write_text(json.dumps(TOKENS))
+    return replicas(
+        redis, directory, 2, SANDBOX_OLDER_SESSIONS="sticky", SANDBOX_AUTH_TOKENS_FILE=str(tokens), **variables
+    )
 
 
 @contextmanager

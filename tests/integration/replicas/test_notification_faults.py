@@ -10,8 +10,8 @@ import pytest
 from mcp.shared.subscriptions import ResourceUpdated
 
 from tests.integration.mcp.harness import PATIENCE_SECONDS, call, connected, eventually
-from tests.integration.replicas.harness import Replica, need
-from tests.integration.replicas.test_notifications import caller, start_two, started, text_of
+from tests.integration.replicas.harness import Replica, need, two_with_tokens
+from tests.integration.replicas.test_notifications import caller, started, text_of
 from tests.redis_server import RedisServer, running_redis
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -28,7 +28,7 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def pair(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
-    with start_two(redis, tmp_path_factory.mktemp("faults")) as replicas:
+    with two_with_tokens(redis, tmp_path_factory.mktemp("faults")) as replicas:
         yield replicas
 
 

@@ -39,32 +39,21 @@ from tests.integration.mcp.harness import (
     sse_messages,
     until,
 )
-from tests.integration.replicas.harness import Replica, replicas
+from tests.integration.replicas.harness import TOKENS, Replica, two_with_tokens
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
-TOKENS = {"alice": "a" * 40, "bob": "b" * 40}
 EVENT_SECONDS = 30.0
 UNKNOWN = "execution://01900000-0000-7000-8000-000000000000"
 
 
-def start_two(redis: RedisServer, directory: Path, **variables: str) -> Any:
-    tokens = directory / "tokens.json"
-    tokens.write_text(json.dumps(TOKENS))
-    return replicas(
-        redis,
-        directory,
-        2,
-        SANDBOX_OLDER_SESSIONS="sticky",
-        SANDBOX_AUTH_TOKENS_FILE=str(tokens),
-        **variables,
-    )
-
-
 @pytest.fixture(scope="module")
-def pair(replica_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
-    with start_two(replica_redis, tmp_path_factory.mktemp("pair")) as started:
+def patient(replica_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
+    """Two that wait for what they run when they are stopped; who stops one starts it again."""
+    with two_with_tokens(
+        replica_redis, tmp_path_factory.mktemp("patient"), SANDBOX_DRAIN_GRACE_SECONDS="600"
+    ) as started:
         yield started
 
 
@@ -233,24 +222,29 @@ async def test_much_output_is_told_about_once_a_second_and_its_tail_is_bounded(p
         assert len(text) < 80_000
 
 
-async def test_a_replica_that_drains_ends_its_streams_and_others_serve_on(
-    replica_redis: RedisServer, tmp_path: Path
-) -> None:
-    with start_two(replica_redis, tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as (leaving, staying):
+async def test_a_replica_that_drains_ends_its_streams_at_once_and_others_serve_on(patient: list[Replica]) -> None:
+    leaving, staying = patient
+    try:
         async with caller(leaving) as listener, caller(staying) as owner:
-            execution_id = await started(owner)
+            execution_id = await started(listener)
             output = f"execution://{execution_id}/output"
+            await call(owner, "get_execution_output", execution_id=execution_id, wait_seconds=20)
             with anyio.fail_after(EVENT_SECONDS):
                 async with listener.listen(resource_subscriptions=[output]) as news:
                     leaving.process.send_signal(signal.SIGTERM)
                     async for _ in news:
                         pass
-            assert await to_thread.run_sync(lambda: leaving.process.wait(PATIENCE_SECONDS)) == 0
-            with anyio.fail_after(EVENT_SECONDS):
+                assert leaving.process.poll() is None
                 async with owner.listen(resource_subscriptions=[output]) as news:
-                    await call(owner, "send_stdin", execution_id=execution_id, input_data="on\n")
-                    await anext(news)
-            await call(owner, "cancel_execution", execution_id=execution_id, force=True)
+                    await call(owner, "send_stdin", execution_id=execution_id, input_data="on\n", end=True)
+                    async for _ in news:
+                        pass
+                assert await text_of(owner, output) == "on\n"
+        assert await to_thread.run_sync(lambda: leaving.process.wait(PATIENCE_SECONDS)) == 0
+    finally:
+        leaving.close()
+        leaving.start_again()
+        leaving.wait_ready()
 
 
 async def test_a_replica_alone_tells_the_end_before_it_goes(tmp_path: Path) -> None:
@@ -268,9 +262,10 @@ async def test_a_replica_alone_tells_the_end_before_it_goes(tmp_path: Path) -> N
 
 
 async def test_listeners_that_do_not_read_slow_nobody_and_do_not_keep_the_server(
-    replica_redis: RedisServer, tmp_path: Path
+    patient: list[Replica],
 ) -> None:
-    with start_two(replica_redis, tmp_path) as (here, there):
+    here, there = patient
+    try:
         async with caller(there) as owner, caller(here) as other:
             ids = [await started(owner, "head -c 100000 /dev/zero | tr '\\0' x", interactive=False) for _ in range(24)]
             await call(owner, "get_execution_output", execution_id=ids[-1], wait=True, wait_seconds=30)
@@ -284,6 +279,10 @@ async def test_listeners_that_do_not_read_slow_nobody_and_do_not_keep_the_server
                             await anext(news)
                 await call(owner, "cancel_execution", execution_id=execution_id, force=True)
                 assert await to_thread.run_sync(here.stop) == 0
+    finally:
+        here.close()
+        here.start_again()
+        here.wait_ready()
 
 
 class not_reading:  # noqa: N801  # reads as the context that it is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -15,9 +15,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, Request, RequestParams, Result
 
 from tests.integration.mcp.harness import modern_headers, modern_request, older_session, structured, text, until
-from tests.integration.replicas.harness import Replica
-from tests.integration.replicas.test_notifications import TOKENS, start_two, task_listening
-from tests.redis_server import RedisServer
+from tests.integration.replicas.harness import TOKENS, Replica
+from tests.integration.replicas.test_notifications import task_listening
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -25,12 +24,6 @@ EXTENSION = "io.modelcontextprotocol/tasks"
 EVENT_SECONDS = 40.0
 LONG = "echo started; sleep 600"
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
-
-
-@pytest.fixture(scope="module")
-def pair(replica_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
-    with start_two(replica_redis, tmp_path_factory.mktemp("tasks")) as started:
-        yield started
 
 
 class Wire:
