@@ -14,6 +14,7 @@ from sandbox_core.domain.errors import StoredDataCorrupt
 from sandbox_core.domain.events import EventDraft
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId
+from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.store import Claim, Lease, LogPage, Place, Quota, Scope, StateStore
 from sandbox_core.testing.store_harness import StoreHarness
 from sandbox_core.testing.store_machine import StoreMachine
@@ -89,7 +90,36 @@ class OverbooksSessions(PlantedBug):
         return await self.honest.reserve(place, unbounded, lease_seconds=lease_seconds)
 
 
-ANYWHERE: tuple[type[PlantedBug], ...] = (ForgetsTokens, ReadsOneTooFew, LeaksPlaces, OverbooksSessions)
+class RunsAgainUnsaid(PlantedBug):
+    """What is put back to be run again says nothing of it in its log."""
+
+    async def append(self, lease: Lease, drafts: Sequence[EventDraft], execution: Execution | None = None) -> int:
+        if execution is not None and execution.status is ExecutionStatus.PENDING:
+            drafts = drafts[:-1]
+        return await self.honest.append(lease, drafts, execution)
+
+
+class Impatient(PlantedBug):
+    """What waits is ended as overdue before its time."""
+
+    async def finish_unclaimed(
+        self,
+        execution: Execution,
+        drafts: Sequence[EventDraft],
+        *,
+        only_overdue: bool = False,  # the bug
+    ) -> None:
+        await self.honest.finish_unclaimed(execution, drafts)
+
+
+ANYWHERE: tuple[type[PlantedBug], ...] = (
+    ForgetsTokens,
+    ReadsOneTooFew,
+    LeaksPlaces,
+    OverbooksSessions,
+    RunsAgainUnsaid,
+    Impatient,
+)
 """What the machine finds in every store."""
 
 OpenHarness = Callable[[], AbstractAsyncContextManager[Any]]

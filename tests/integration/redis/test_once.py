@@ -12,7 +12,7 @@ from sandbox_core.domain.errors import LeaseLost, StoreUnavailable
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import NodeId
 from sandbox_core.domain.status import ExecutionStatus
-from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending, printed
+from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending, printed, requeued, retried
 from tests.integration.redis.conftest import CLOCK, claimed, opened
 from tests.integration.redis.flaky import FlakyWay, flaky_way
 from tests.redis_server import RedisServer
@@ -72,6 +72,23 @@ async def test_an_append_tried_again_after_an_error_lands_once(
     if not ends:
         assert await store.append(claim.lease, drafts) == 4
     assert await texts(store, claim.execution) == [b"a", b"b"] * (1 if ends else 2)
+
+
+async def test_a_putting_back_tried_again_after_an_error_lands_once(way: FlakyWay, store: RedisStateStore) -> None:
+    execution = await store.create(pending(CLOCK, retry_safe=True, queue_timeout_seconds=60))
+    claim = await store.claim(execution.id, NodeId("n"), lease_seconds=15)
+    again, drafts = requeued(claim.execution, CLOCK), [retried(CLOCK)]
+    way.lose_replies(2)
+    with pytest.raises(StoreUnavailable):
+        await store.append(claim.lease, drafts, again)
+    assert await store.append(claim.lease, drafts, again) == 1
+    with pytest.raises(LeaseLost):
+        await store.append(claim.lease, drafts, again)
+    final = cancelled(again, CLOCK)
+    way.lose_replies(1)
+    await store.finish_unclaimed(final, [exited(CLOCK)])
+    page = await store.read(execution.id)
+    assert (page.execution, page.last_seq) == (final, 2)
 
 
 async def test_a_creation_that_failed_does_not_stay_pending_under_its_key(
