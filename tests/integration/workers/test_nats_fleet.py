@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess  # noqa: TID251  # the command under test is a program
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +28,7 @@ from tests.redis_server import running_redis
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 PASSWORD = "s3cr3t-of-the-queue"
-QUEUED_FOR_LONG = "sandbox_waiting"
+STREAM = "sandbox_waiting"
 
 
 @dataclass
@@ -47,10 +46,6 @@ class Programs:
     def logs(self) -> str:
         """Return what all servers and workers have written."""
         return "".join(one.log.read_text() for one in (*self.fleet.servers, *self.fleet.workers))
-
-    def waiting(self) -> int:
-        """Return how many items are in the stream, taken ones too."""
-        return int(self.nats.state(QUEUED_FOR_LONG)["messages"])
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +76,48 @@ async def submit(client: Client, command: str, session: int = 0) -> str:
 
 
 async def nothing_is_left(programs: Programs) -> None:
-    for stream in (QUEUED_FOR_LONG, "sandbox_held"):
+    for stream in (STREAM, "sandbox_held"):
         await until(lambda: not programs.nats.state(stream)["messages"], f"{stream} is empty")  # noqa: B023
+
+
+async def blocked(programs: Programs, client: Client) -> list[str]:
+    """Fill every place of both workers with an execution that waits for its input; return their ids."""
+    ids = [
+        (await call(client, "execute_code_async", command="cat", interactive=True))["execution_id"] for _ in range(6)
+    ]
+    await until(
+        lambda: [worker.told()["running"] for worker in programs.fleet.workers] == [3, 3], "both work", seconds=60
+    )
+    return ids
+
+
+async def unblock(client: Client, ids: Sequence[str]) -> None:
+    """Let them end, and check that they do."""
+    for number, one in enumerate(ids):
+        await call(client, "send_stdin", execution_id=one, input_data=f"b{number}\n", end=True)
+    assert [await end_of(client, one) for one in ids] == [f"b{number}\n" for number in range(len(ids))]
 
 
 async def test_fifty_executions_run_once_each_on_both_workers(programs: Programs) -> None:
     async with connected(programs.fleet.servers[0].url) as client:
-        ids = [await submit(client, f"echo {number}; sleep 1", number % 5) for number in range(6)]
-        await until(lambda: all(worker.told()["running"] == 3 for worker in programs.fleet.workers), "both work")
-        ids += [await submit(client, f"echo {number}", number % 5) for number in range(6, 50)]
-        assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(50)]
+        first = await blocked(programs, client)
+        ids = [await submit(client, f"echo {number}", number % 5) for number in range(44)]
+        assert programs.fleet.servers[0].told()["queued"] == 44
+        await unblock(client, first)
+        assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(44)]
     await nothing_is_left(programs)
 
 
 async def test_what_waits_is_counted_and_can_be_cancelled(programs: Programs) -> None:
     server = programs.fleet.servers[0]
     async with connected(server.url) as client:
-        running = [await submit(client, "cat", number) for number in range(6)]
-        holding = [await call(client, "execute_code_async", command="sleep 100") for _ in range(6)]
+        first = await blocked(programs, client)
         waits = await submit(client, "echo never")
-        await until(lambda: server.told()["queued"] >= 1, "it is counted")
-        said = await call(client, "cancel_execution", execution_id=waits, force=True)
-        assert said["status"] in {"cancelled", "cancelling"}
-        for one in [*running, *(each["execution_id"] for each in holding)]:
-            await call(client, "cancel_execution", execution_id=one, force=True)
+        assert server.told()["queued"] == 1
+        await call(client, "cancel_execution", execution_id=waits)
         assert (await call(client, "get_execution_status", execution_id=waits))["status"] == "cancelled"
+        assert server.told()["queued"] == 0
+        await unblock(client, first)
     await nothing_is_left(programs)
 
 
@@ -131,42 +143,41 @@ async def test_what_a_dead_taker_had_not_claimed_is_run_by_a_worker(programs: Pr
 async def test_nats_killed_and_restarted_with_executions_waiting_loses_none(programs: Programs) -> None:
     server = programs.fleet.servers[0]
     async with connected(server.url) as client:
-        ids = [
-            await submit(client, f"sleep {2 if number < 6 else 0}; echo {number}", number % 3) for number in range(24)
-        ]
-        assert programs.waiting()
+        first = await blocked(programs, client)
+        ids = [await submit(client, f"echo {number}", number % 3) for number in range(18)]
         programs.nats.kill()
-        await until(lambda: server.health().status_code == 503, "health tells that the queue is away")
+        await until(lambda: server.health().status_code == 503, "health tells that the queue is away", seconds=60)
+        await unblock(client, first)
         programs.nats.start()
         await until(lambda: server.health().status_code == 200, "health tells that it is back", seconds=60)
-        assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(24)]
+        assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(18)]
     await nothing_is_left(programs)
 
 
 async def test_a_killed_worker_costs_only_what_it_ran(programs: Programs) -> None:
     victim = programs.fleet.workers[0]
     async with connected(programs.fleet.servers[0].url) as client:
-        ids = [await submit(client, f"sleep 1; echo {number}") for number in range(20)]
-        await until(lambda: victim.told()["running"], "it works")
+        first = await blocked(programs, client)
+        ids = [await submit(client, f"echo {number}") for number in range(10)]
         victim.kill()
-        ended = Counter[str]()
-        for one in ids:
-            with anyio.fail_after(90):
-                await until(partial(has_ended, client, one), "it ends", seconds=90)
-            said = await call(client, "get_execution_status", execution_id=one)
-            ended[said["termination_reason"]] += 1
+
+        async def lost() -> list[str]:
+            told = [(await call(client, "get_execution_status", execution_id=one)) for one in first]
+            return [one["execution_id"] for one in told if one.get("termination_reason") == "lost"]
+
+        await until(partial(are_three, lost), "what it ran is lost", seconds=60)
+        gone = await lost()
+        await unblock(client, [one for one in first if one not in gone])
+        assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(10)]
+        for one in gone:
             check_log(await whole_log(client, one))
-        victim.start_again()
-        victim.wait_ready()
-    assert set(ended) <= {"exited", "lost"}, ended
-    assert 1 <= ended["lost"] <= 3, ended
-    assert ended.total() == 20
+    victim.start_again()
+    victim.wait_ready()
     await nothing_is_left(programs)
 
 
-async def has_ended(client: Client, execution_id: str) -> bool:
-    said = await call(client, "get_execution_status", execution_id=execution_id)
-    return said["status"] not in {"pending", "running"}
+async def are_three(found: Callable[[], Awaitable[list[str]]]) -> bool:
+    return len(await found()) == 3
 
 
 async def test_what_is_stored_and_not_in_the_queue_is_queued_again_and_run(programs: Programs) -> None:
