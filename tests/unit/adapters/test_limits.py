@@ -56,6 +56,14 @@ def test_the_built_in_ceiling_has_the_setting_s_timeout_no_domain_and_the_worksp
         )
 
 
+@pytest.mark.parametrize(("ttl_seconds", "longest"), [(3600, 1800), (7200, 1800), (100, 50)])
+def test_what_waits_is_not_forgotten_meanwhile(ttl_seconds: int, longest: float) -> None:
+    limits = limits_in_force(Settings(ttl_seconds=ttl_seconds), everything)
+    resolved = resolve(ExecutionPolicy(), ceiling=limits.ceiling, defaults=limits.defaults)
+    assert resolved.resource_limits.queue_timeout_seconds == min(300, longest)
+    assert limits.ceiling.resource_limits.queue_timeout_seconds == longest
+
+
 def test_the_operator_s_json_goes_over_the_built_in_values() -> None:
     settings = Settings(
         ceiling={"resourceLimits": {"max_memory_mb": 100, "maxProcesses": None}, "filesystem": {"denyRead": ["/x"]}},

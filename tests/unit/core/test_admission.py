@@ -170,6 +170,25 @@ async def test_a_flooding_run_whose_lease_was_taken_over_ends(
 
 
 @pytest.mark.anyio
+async def test_what_waits_too_long_is_ended_where_it_waits_and_its_waiters_are_told(house: OpenHouse) -> None:
+    async with house(default=SLOW, quota=Quota(per_node=1, per_principal=1, per_session=1)) as home:
+        await home.submit("x", limits=ResourceLimits(timeout_seconds=200))
+        await home.started(1)
+        late = await home.submit("x", limits=ResourceLimits(queue_timeout_seconds=2))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(home.ended, late)
+            await home.clock.advance(2)
+            assert not (await home.service.get(LOCAL_PRINCIPAL, late)).is_terminal
+            # A third of a lease at most, once the first lease after the start is over.
+            await home.clock.advance(12)
+        execution = await home.ended(late)
+        assert execution.outcome is not None
+        assert (execution.outcome.reason, execution.started_at) == (TerminationReason.NEVER_STARTED, None)
+        assert await home.queue.depth() == 0
+        assert len(home.runner.launches) == 1
+
+
+@pytest.mark.anyio
 async def test_the_same_idempotency_key_returns_the_first(house: OpenHouse) -> None:
     async with house(default=SLOW) as home:
         first = await home.submit("x", key="k")

@@ -71,3 +71,13 @@ async def test_what_is_within_starts_and_the_worker_s_denials_are_added(scripted
     started = scripted.launches[-1].policy
     assert started.filesystem.deny_read == ("/data/private",)
     assert started.resource_limits.timeout_seconds == 60
+
+
+@pytest.mark.anyio
+async def test_the_time_in_the_queue_is_over_and_is_the_servers_to_limit(scripted: ScriptedRunner) -> None:
+    ceiling = {**CEILING, "resource_limits": {"timeout_seconds": 60, "queue_timeout_seconds": 5}}
+    runner = CeilingRunner(scripted, policy(ceiling))
+    for asked in (None, 60):
+        given = {**WITHIN, "resource_limits": {"timeout_seconds": 60, "queue_timeout_seconds": asked}}
+        async with runner.start(launch(given)) as process:
+            await process.wait()
