@@ -46,7 +46,7 @@ class Program:
 
     async def health(self) -> dict[str, object] | None:
         """Return what /health says; None when there is no answer."""
-        async with httpx2.AsyncClient(timeout=5.0) as http:
+        async with httpx2.AsyncClient(timeout=5.0, verify=False) as http:  # plain HTTP: reading authorities takes 30 ms
             try:
                 answer: dict[str, object] = (await http.get(f"http://127.0.0.1:{self.port}/health")).json()
             except (httpx2.HTTPError, ValueError):

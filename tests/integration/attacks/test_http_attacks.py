@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.integration.mcp.harness import Served, modern_headers, modern_request, serving
+from tests.integration.mcp.harness import NO_TLS, Served, modern_headers, modern_request, serving
 
 pytestmark = pytest.mark.integration
 
@@ -107,7 +107,7 @@ def test_other_spellings_of_the_path_never_skip_the_token(guarded: Served, targe
 def _call(served: Served, arguments: dict[str, Any], tool: str = "execute_code") -> httpx2.Response:
     body = modern_request("tools/call", {"name": tool, "arguments": arguments})
     headers = {**modern_headers("tools/call", tool), "Authorization": f"Bearer {TOKEN}"}
-    return httpx2.post(served.url, json=body, headers=headers, timeout=_SECONDS)
+    return httpx2.post(served.url, json=body, headers=headers, timeout=_SECONDS, verify=NO_TLS)
 
 
 @pytest.mark.parametrize(

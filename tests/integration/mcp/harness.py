@@ -26,6 +26,8 @@ MODES: tuple[str, ...] = ("auto", "legacy")
 """2026-07-28, and the newest older era."""
 
 ACCEPT = "application/json, text/event-stream"
+NO_TLS = False
+"""`verify` of clients that speak plain HTTP: else each of them reads all authorities, 30 ms of processor time."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}/mcp"
 
     def health(self) -> httpx2.Response:
-        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=20)
+        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=20, verify=NO_TLS)
 
     def running(self) -> int:
         return int(self.health().json()["running"])
@@ -128,7 +130,7 @@ async def connected(url: str, mode: str = "auto", token: str | None = None) -> A
     """Yield the SDK's client over real HTTP."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60)) as http,
+        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60), verify=NO_TLS) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         yield client

@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.mcp.harness import (
     MODES,
+    NO_TLS,
     Served,
     call,
     connected,
@@ -44,7 +45,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def post(served: Served, headers: dict[str, str], *, url: str | None = None) -> httpx2.Response:
-    return httpx2.post(url or served.url, json=LIST, headers={**HEADERS, **headers}, timeout=20)
+    return httpx2.post(url or served.url, json=LIST, headers={**HEADERS, **headers}, timeout=20, verify=NO_TLS)
 
 
 def bearer(token: str = TOKEN) -> dict[str, str]:

@@ -17,6 +17,7 @@ from mcp import Client
 
 from sandbox_core.testing.history import log_faults
 from tests.integration.mcp.harness import (
+    NO_TLS,
     PATIENCE_SECONDS,
     Served,
     call,
@@ -148,7 +149,7 @@ def _running(command: Sequence[str], port: int, log: Path, **variables: str) -> 
             def answers() -> bool:
                 assert process.poll() is None, log.read_text()
                 try:
-                    return httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+                    return httpx2.get(f"http://127.0.0.1:{port}/health", timeout=5, verify=NO_TLS).status_code == 200
                 except httpx2.HTTPError:
                     return False
 
