@@ -75,28 +75,17 @@ class Workload:
                     await anyio.sleep(0.1)
 
     async def submit(self, numbers: AsyncIterator[int]) -> None:
-        """Start one execution after the other."""
+        """Start one execution after the other. Asking again with the same key starts nothing twice."""
         async for number in numbers:
-            self.ids[number] = await self._start(number)
+            reply = await self.call(
+                "execute_code_async",
+                command=PROGRAM.format(number=number, witness=self._witness),
+                sandbox_config={"filesystem": {"allow_write": [str(self._witness)]}},
+                idempotency_key=f"demo-{number}",
+            )
+            self.ids[number] = reply["execution_id"]
             self._changed.set()
             self._changed = anyio.Event()
-
-    async def _start(self, number: int) -> str:
-        """Start an execution; when the answer is lost, look whether it was accepted before asking again."""
-        session = f"demo-{number}"
-        arguments = {
-            "command": PROGRAM.format(number=number, witness=self._witness),
-            "sandbox_config": {"filesystem": {"allow_write": [str(self._witness)]}},
-            "session_id": session,
-        }
-        while True:
-            try:
-                return str((await self._once("execute_code_async", arguments))["execution_id"])
-            except MCPError:
-                self.retried += 1
-            listed = await self.call("list_executions", session_id=session)
-            if listed["executions"]:
-                return str(listed["executions"][0]["execution_id"])
 
     async def _once(self, tool: str, arguments: Reply) -> Reply:
         result = await self._client.call_tool(tool, arguments)
@@ -220,6 +209,13 @@ async def _until_signal() -> AsyncIterator[anyio.CancelScope]:
             tasks.cancel_scope.cancel()
 
 
+def _flat(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    found: list[Exception] = []
+    for error in group.exceptions:
+        found += _flat(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
 async def main() -> int:
     """Return the exit code."""
     if packages := missing_programs():
@@ -257,4 +253,9 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(anyio.run(main))
+    code = 1
+    try:
+        code = anyio.run(main)
+    except* (RuntimeError, TimeoutError) as group:
+        console.print(f"\nNOT AS EXPECTED: {'; '.join(str(error) for error in _flat(group))}", style="bold red")
+    sys.exit(code)

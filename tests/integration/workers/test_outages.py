@@ -23,7 +23,8 @@ SLOW = "for i in 1 2 3 4; do echo $i; sleep 0.2; done"
 
 async def start(client: Client, number: int, witness: Witness, ids: dict[int, str]) -> None:
     """Start one; while Redis is away, ask again, as the refusal says."""
-    arguments = {"command": witness.command(number, SLOW), "sandbox_config": witness.grant}
+    command = witness.command(number, SLOW)
+    arguments = {"command": command, "sandbox_config": witness.grant, "idempotency_key": f"number-{number}"}
     with anyio.fail_after(60):
         while (said := await client.call_tool("execute_code_async", arguments)).is_error:
             assert (said.structured_content or {})["error"]["code"] == "store_unavailable"
