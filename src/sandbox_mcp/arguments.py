@@ -17,6 +17,8 @@ from sandbox_core.domain.status import ExecutionStatus
 DEFAULT_RESULT_BYTES = 128 * 1024
 LARGEST_RESULT_BYTES = 8 * 1024 * 1024
 LONGEST_WAIT_SECONDS = 3600.0
+_MAX_INPUT_TEXT = (MAX_STDIN_BYTES + 2) // 3 * 4
+"""Characters of MAX_STDIN_BYTES in base64."""
 
 
 def _whole_characters(value: str) -> str:
@@ -182,11 +184,14 @@ class SendStdinArguments(Arguments):
     execution_id: ExecutionIdText
     input_data: Annotated[
         Text,
-        Field(max_length=MAX_STDIN_BYTES, description="Text to send; a newline is added unless it ends with one."),
+        Field(max_length=_MAX_INPUT_TEXT, description="Text to send; a newline is added unless it ends with one."),
     ]
     end: Annotated[
         Flag, Field(description="Close stdin after this (the program reads end of file). May go with an empty text.")
     ] = False
+    encoding: Annotated[
+        Literal["text", "base64"], Field(description="base64: input_data is bytes, sent unchanged, no newline added.")
+    ] = "text"
 
 
 class CapabilitiesArguments(Arguments):

@@ -203,6 +203,10 @@ def run(
         list[str] | None, typer.Option(help="Run only where this is offered: here, SANDBOX_LABELS; repeatable.")
     ] = None,
     runner: Runner = None,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Run it on this server, with the token in SANDBOX_AUTH_TOKEN. [here]"),
+    ] = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Give it no input.")] = False,
     retry_safe: Annotated[
         bool, typer.Option("--retry-safe", help="Running it twice does no harm: run it again if its worker dies.")
@@ -215,14 +219,14 @@ def run(
         bool, typer.Option("--verbose", "-v", help="Say on standard error what it used and what isolated it.")
     ] = False,
 ) -> None:
-    """Run one command here, without a server, under the same policy.
+    """Run one command here, without a server, under the same policy; or on a server with --server.
 
     Exits with the command's code (128 + number for a signal); 124 when its time ran out, 130 when interrupted,
     125 when it was refused, never started or could not be set up, 123 when it was lost after its start, 2 for wrong
     arguments or settings.
     """
     from sandbox_mcp.cli_policy import RunOptions, policy_from_options
-    from sandbox_mcp.cli_run import run_here
+    from sandbox_mcp.cli_run import run_command
 
     options = RunOptions(
         policy=policy,
@@ -249,7 +253,7 @@ def run(
         },
     )
     raise typer.Exit(
-        run_here(
+        run_command(
             argv=command or [],
             shell=shell,
             policy=policy_from_options(options),
@@ -262,6 +266,7 @@ def run(
             verbose=verbose,
             retry_safe=retry_safe,
             idempotency_key=idempotency_key,
+            server=server,
         )
     )
 

@@ -1,13 +1,13 @@
-"""`sandbox run`: one command, here, with its streams joined to ours and its exit code passed on."""
+"""`sandbox run`: one command, here or on a server, its streams joined to ours and its exit code passed on."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +20,7 @@ from sandbox_adapters.settings import Settings
 from sandbox_adapters.submission import make_submission
 from sandbox_core.application.service import Submission
 from sandbox_core.domain.errors import ExecutionFinished, InputClosed, InputFull, InvalidArgument, SandboxError
+from sandbox_core.domain.events import OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.outcome import TerminationReason
@@ -38,7 +39,31 @@ _INPUT_BYTES = 64 * 1024
 _INPUT_RETRY_SECONDS = 0.01
 
 
-def run_here(
+class Runs(Protocol):
+    """Where the command runs. Errors are those of ExecutionService, or other SandboxErrors."""
+
+    async def submit(self, submission: Submission) -> Execution:
+        """Start it, with all the output that may be had."""
+        ...
+
+    async def get(self, execution_id: ExecutionId) -> Execution:
+        """Return it as it is now."""
+        ...
+
+    def follow(self, execution_id: ExecutionId) -> AsyncGenerator[OutputEvent, None]:
+        """Yield every event as it comes, to the terminal one."""
+        ...
+
+    async def cancel(self, execution_id: ExecutionId, *, force: bool) -> object:
+        """Ask it to end."""
+        ...
+
+    async def send_stdin(self, execution_id: ExecutionId, data: bytes, *, end: bool) -> None:
+        """Send input."""
+        ...
+
+
+def run_command(
     *,
     argv: Sequence[str],
     shell: str | None,
@@ -52,8 +77,9 @@ def run_here(
     verbose: bool,
     retry_safe: bool,
     idempotency_key: str | None,
+    server: str | None,
 ) -> int:
-    """Run one command and return the exit code of `sandbox run`.
+    """Run one command, here or on a server, and return the exit code of `sandbox run`.
 
     Raises InvalidArgument for wrong arguments, PolicyRefused, and what opening a sandbox raises.
     """
@@ -63,6 +89,8 @@ def run_here(
         raise InvalidArgument("command", "is missing; write `sandbox run -- CMD` or `sandbox run -c TEXT`")
     if retry_safe and pass_stdin:
         raise InvalidArgument("--retry-safe", "needs --no-stdin: what was passed on to a run that was lost is gone")
+    if server is not None and runner is not None:
+        raise InvalidArgument("--runner", "is the server's choice; leave it out with --server")
     # One process and one run: a server's Redis has no part in it.
     chosen: dict[str, Any] = {"redis_url": None, "queue_url": None, "local_runner": True}
     if runner is not None:
@@ -79,17 +107,17 @@ def run_here(
         idempotency_key=idempotency_key,
         labels=labels,
     )
-    return anyio.run(_run, settings, submission, Output(json_lines=json_lines, verbose=verbose))
+    runs = _here(settings) if server is None else _there(settings, server)
+    return anyio.run(_run, runs, submission, Output(json_lines=json_lines, verbose=verbose))
 
 
-async def _run(settings: Settings, submission: Submission, output: Output) -> int:
+async def _run(opened: AbstractAsyncContextManager[Runs], submission: Submission, output: Output) -> int:
     # Whoever started us with a signal ignored (nohup, a shell's background job) wants it ignored.
     obeyed = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     with anyio.open_signal_receiver(*obeyed) as signals:
-        async with open_sandbox(settings) as sandbox:
-            wanted = _with_whole_output(submission, settings, sandbox.limits)
-            execution = await sandbox.service.submit(sandbox.principal, wanted)
-            job = _Job(sandbox, execution.id, output)
+        async with opened as runs:
+            execution = await runs.submit(submission)
+            job = _Job(runs, execution.id, output)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(job.obey, signals)
                 if submission.command.interactive:
@@ -98,14 +126,14 @@ async def _run(settings: Settings, submission: Submission, output: Output) -> in
                 tasks.cancel_scope.cancel()
             if job.failure is not None:
                 raise job.failure
-            return job.exit_code(await sandbox.service.get(sandbox.principal, execution.id))
+            return job.exit_code(await runs.get(execution.id))
 
 
 class _Job:
     """One execution and what joins it to our terminal."""
 
-    def __init__(self, sandbox: Sandbox, execution_id: ExecutionId, output: Output) -> None:
-        self._sandbox = sandbox
+    def __init__(self, runs: Runs, execution_id: ExecutionId, output: Output) -> None:
+        self._runs = runs
         self._id = execution_id
         self._output = output
         self._showing = anyio.CancelScope()
@@ -117,34 +145,37 @@ class _Job:
         """Write events as they come, to the end."""
         try:
             with self._showing:
-                async with aclosing(self._sandbox.follow(self._id)) as events:
+                async with aclosing(self._runs.follow(self._id)) as events:
                     async for event in events:
                         if event.kind.is_terminal:
                             # Stored together with the outcome, so it is there.
-                            ended = await self._sandbox.service.get(self._sandbox.principal, self._id)
+                            ended = await self._runs.get(self._id)
                             await self._output.show_end(event, ended)
                         else:
                             await self._output.show(event)
         except ReaderGone:
             self._reader_gone = True
-            await self._sandbox.cancel(self._id, force=True)
+            await self._runs.cancel(self._id, force=True)
         except OutputFailed as error:
             self.failure = error
-            await self._sandbox.cancel(self._id, force=True)
+            await self._runs.cancel(self._id, force=True)
         except SandboxError as error:
             self.failure = error
 
     async def obey(self, signals: AsyncIterable[signal.Signals]) -> None:
         """End the command gracefully on the first signal; kill it, and stop writing, on the next."""
-        async for number in signals:
-            self._signals.append(number)
-            again = len(self._signals) > 1
-            try:
-                await self._sandbox.cancel(self._id, force=again)
-            except SandboxError as error:
-                self.failure = error
-            if again:
-                self._showing.cancel()
+        async with anyio.create_task_group() as tasks:
+            async for number in signals:
+                self._signals.append(number)
+                tasks.start_soon(self._cancel, len(self._signals) > 1)
+
+    async def _cancel(self, again: bool) -> None:
+        try:
+            await self._runs.cancel(self._id, force=again)
+        except SandboxError as error:
+            self.failure = error
+        if again:
+            self._showing.cancel()
 
     async def forward_input(self) -> None:
         """Pass on what we are given, to its end or until the command takes no more."""
@@ -160,7 +191,7 @@ class _Job:
     async def _send(self, data: bytes, *, end: bool) -> None:
         while True:
             try:
-                await self._sandbox.send_stdin(self._id, data, end=end)
+                await self._runs.send_stdin(self._id, data, end=end)
             except InputFull:
                 # The command has not read what it has; the buffer tells nobody when it has room again.
                 await anyio.sleep(_INPUT_RETRY_SECONDS)
@@ -197,6 +228,40 @@ async def _read_input() -> bytes:
         return await _read_input()
     except OSError:
         return b""
+
+
+class _Here:
+    """Satisfies `Runs` with a sandbox in this process."""
+
+    def __init__(self, sandbox: Sandbox, settings: Settings) -> None:
+        self._sandbox = sandbox
+        self._settings = settings
+        self.follow = sandbox.follow
+        self.cancel = sandbox.cancel
+        self.send_stdin = sandbox.send_stdin
+
+    async def submit(self, submission: Submission) -> Execution:
+        wanted = _with_whole_output(submission, self._settings, self._sandbox.limits)
+        return await self._sandbox.service.submit(self._sandbox.principal, wanted)
+
+    async def get(self, execution_id: ExecutionId) -> Execution:
+        return await self._sandbox.service.get(self._sandbox.principal, execution_id)
+
+
+@asynccontextmanager
+async def _here(settings: Settings) -> AsyncIterator[Runs]:
+    async with open_sandbox(settings) as sandbox:
+        yield _Here(sandbox, settings)
+
+
+@asynccontextmanager
+async def _there(settings: Settings, url: str) -> AsyncIterator[Runs]:
+    # Imported here: a run in this process does not wait for the libraries of a client.
+    from sandbox_mcp.server_runs import open_server
+
+    token = None if settings.auth_token is None else settings.auth_token.get_secret_value()
+    async with open_server(url, token) as runs:
+        yield runs
 
 
 def _with_whole_output(submission: Submission, settings: Settings, limits: Limits) -> Submission:

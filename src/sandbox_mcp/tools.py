@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -156,10 +157,7 @@ class Tools:
 
     async def _send_stdin(self, _: Context, caller: Caller, args: SendStdinArguments) -> tuple[View, Wishes]:
         execution_id = parse_execution_id(args.execution_id)
-        text = args.input_data
-        if not text.endswith("\n") and (text or not args.end):
-            text += "\n"
-        data = text.encode()
+        data = _input(args)
         await self._service.send_input(caller.principal, execution_id, data, end=args.end)
         return InputView(execution_id, len(data), args.end), Wishes()
 
@@ -194,6 +192,18 @@ class Tools:
         with anyio.CancelScope(shield=True):
             execution = await self._service.submit(caller.principal, submission)
         return execution  # noqa: RET504  # inside the scope, mypy sees a path that returns nothing
+
+
+def _input(args: SendStdinArguments) -> bytes:
+    text = args.input_data
+    if args.encoding == "base64":
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError:
+            raise InvalidArgument("input_data", "is not base64") from None
+    if not text.endswith("\n") and (text or not args.end):
+        text += "\n"
+    return text.encode()
 
 
 def _statuses(given: ExecutionStatus | list[ExecutionStatus] | None) -> frozenset[ExecutionStatus]:

@@ -133,7 +133,7 @@ def _with_ports(configuration: Path, servers: Sequence[Served], port: int) -> st
     text = configuration.read_text()
     for number, served in enumerate(servers):
         text = text.replace(f"server localhost:{8080 + number} ", f"server 127.0.0.1:{served.port} ")
-    assert "localhost:80" not in text
+    text = re.sub(r"server localhost:80\d\d [^;]*;", "", text)
     return re.sub(r"listen 80;", f"listen 127.0.0.1:{port};", text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.replicas.harness import need
+from tests.integration.replicas.harness import DEPLOY, need, nginx
 from tests.integration.workers.checking import Witness
 from tests.integration.workers.harness import Fleet, fleet
 from tests.redis_server import running_redis
@@ -31,3 +31,11 @@ def witness() -> Iterator[Witness]:
     """Not in /tmp: every sandbox has one of its own."""
     with tempfile.TemporaryDirectory(prefix="sandbox-test-", dir="/var/tmp") as directory:
         yield Witness(Path(directory) / "began")
+
+
+@pytest.fixture(scope="session")
+def front_door(shared_fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `/mcp` behind nginx, round robin over the servers of the shared fleet."""
+    configuration = DEPLOY / "nginx" / "round-robin.conf"
+    with nginx(configuration, shared_fleet.servers, tmp_path_factory.mktemp("nginx")) as address:
+        yield f"{address}/mcp"
