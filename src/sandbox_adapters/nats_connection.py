@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
@@ -171,14 +173,17 @@ class NatsConnection(Background):
             try:
                 if await self._connect(client, gone):
                     _log.info("NATS connected (%s)", self.address)
-                    pause, is_told = 0.0, False
-                    self._client = client
+                    is_told = False
+                    self._client, since = client, time.monotonic()
                     self._up.set()
                     self._first.set()
                     await gone.wait()
                     self._problem = "closed the connection"
+                    pause = pause if time.monotonic() - since < _LONGEST_PAUSE else 0.0
             finally:
-                self._client, self._up = None, anyio.Event()
+                self._client = None
+                if self._up.is_set():
+                    self._up = anyio.Event()
                 for listener in self._listeners:
                     listener.close()
                 for attempt in self._attempts:
@@ -213,6 +218,7 @@ class NatsConnection(Background):
                     password=password,
                     token=user if password is None else None,
                     name="sandbox",
+                    tls=ssl.create_default_context(cafile=self.options.authority) if self.options.wants_tls else None,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,

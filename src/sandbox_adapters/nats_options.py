@@ -18,8 +18,9 @@ class NatsOptions:
 
     Args:
         url: `nats://` or `tls://`, with `user:password@` or `token@`, every special character percent-encoded; several
-            servers of one cluster are separated by commas, and the first names the user for all. `?replicas=3` at the
-            end: how many servers keep each stream that is created (1, 3 or 5).
+            servers of one cluster are separated by commas, and the first names the user for all. At the end
+            `?replicas=3`: how many servers keep each stream that is created (1, 3 or 5); and
+            `?ssl_ca_certs=/path`: the authority of their certificates, instead of those that the system trusts.
         prefix: begins the names of streams and subjects, after `sandbox`.
         timeout_seconds: for connecting, and for one answer.
     """
@@ -52,8 +53,12 @@ class NatsOptions:
     @property
     def replicas(self) -> int:
         """How many servers keep a stream. Raises ValueError as above."""
-        self._parts()
-        return int(dict(parse_qsl(self._split()[1])).get("replicas", "1"))
+        return int(self._options().get("replicas", "1"))
+
+    @property
+    def authority(self) -> str | None:
+        """The file with the authority of the servers' certificates. Raises ValueError as above."""
+        return self._options().get("ssl_ca_certs")
 
     @property
     def credentials(self) -> tuple[str | None, str | None]:
@@ -73,10 +78,14 @@ class NatsOptions:
             usable = parts.scheme in NATS_SCHEMES and parts.hostname and parts.path in ("", "/") and not parts.fragment
             if not usable or parts.port == 0:
                 raise ValueError("not a NATS URL")
-        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        if any(name != "replicas" or value not in _REPLICAS for name, value in options):
-            raise ValueError("not an option of a NATS URL")
+        for name, value in parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)):
+            if not (value in _REPLICAS if name == "replicas" else name == "ssl_ca_certs" and value.startswith("/")):
+                raise ValueError("not an option of a NATS URL")
         return found
+
+    def _options(self) -> dict[str, str]:
+        self._parts()
+        return dict(parse_qsl(self._split()[1]))
 
 
 def _host(parts: SplitResult) -> str:

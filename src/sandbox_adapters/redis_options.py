@@ -20,7 +20,8 @@ _NO_URL = (
 _NO_QUEUE_URL = {
     "redis": _NO_URL.replace("REDIS_URL", "SANDBOX_QUEUE_URL"),
     "nats": "SANDBOX_QUEUE_URL is not a NATS URL: nats:// or tls://, as in tls://user:password@one:4222,tls://two:4222 "
-    "with every character of the password that is no letter or digit percent-encoded, and no option but replicas.",
+    "with every character of the password that is no letter or digit percent-encoded, and no option "
+    "but replicas and ssl_ca_certs.",
     "rabbitmq": "SANDBOX_QUEUE_URL is not a RabbitMQ URL: amqp:// or amqps://, as in amqps://user:password@host/vhost "
     "with every character of the password that is no letter or digit percent-encoded, and no options but those of TLS: "
     "cafile, certfile, keyfile.",

@@ -23,6 +23,7 @@ from sandbox_adapters.queues.jetstream import JetStreamQueue
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.ports.queue import Delivery, QueueItem
 from sandbox_core.testing.queue_harness import everyone, item, take_all
+from tests.certificates import self_signed
 from tests.nats_server import NatsServer, running_cluster, running_nats
 
 BOUND_SECONDS = 60
@@ -252,6 +253,24 @@ async def test_a_password_for_tls_is_not_sent_to_a_server_without_it() -> None:
         with pytest.raises(StoreUnavailable, match="has no TLS, which the URL asks for"):
             await queue.depth()
         assert bytes(heard) == b""
+
+
+async def test_nats_over_tls_is_reached_with_the_authority_named_and_refused_without_it(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, "nats")
+    tls = ["--tls", "--tlscert", str(certificate), "--tlskey", str(certificate.with_suffix(".key"))]
+    options = [*tls, "--user", "app", "--pass", "s3cret"]
+    server = NatsServer(tmp_path, options=options)
+    try:
+        server.start(wait=False)
+        url = f"tls://app:s3cret@127.0.0.1:{server.port}"
+        async with queue_at(f"{url}?ssl_ca_certs={certificate}") as queue:
+            await put_when_back(queue, put := item())
+            assert (await take(queue)).item == put
+        async with queue_at(url) as untrusting:
+            with pytest.raises(StoreUnavailable, match="cannot be reached"):
+                await untrusting.depth()
+    finally:
+        server.kill()
 
 
 async def test_a_server_that_is_too_old_is_told_as_such() -> None:

@@ -32,11 +32,17 @@ def test_the_number_of_replicas_may_be_said(url: str, replicas: int) -> None:
     assert not options(url).wants_tls
 
 
+def test_the_authority_of_certificates_may_be_named() -> None:
+    assert options("tls://one?ssl_ca_certs=/etc/ca.pem&replicas=3").authority == "/etc/ca.pem"
+    assert options("tls://one").authority is None
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "nats://", "nats:///x", "nats://one/subject", "redis://one", "nats://one,redis://two", "nats://one:x",
         "nats://one:0", "nats://one?replicas=2", "nats://one?replicas=", "nats://one?tls=no", "nats://one#x", "", ",",
+        "nats://one?ssl_ca_certs=ca.pem",
     ],
 )  # fmt: skip
 def test_what_is_no_url_of_nats_is_refused(url: str) -> None:

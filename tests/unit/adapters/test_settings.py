@@ -233,7 +233,10 @@ def test_another_address_needs_a_token_or_the_operator_s_word(host: str) -> None
         ({"local_runner": False, "redis_url": "redis://localhost"}, "without SANDBOX_QUEUE_URL"),
         ({"redis_url": "redis://localhost", "queue_url": "redis://localhost:x"}, "SANDBOX_QUEUE_URL is not a Redis"),
         ({"redis_url": "redis://localhost", "queue_url": "nats://localhost:x"}, "SANDBOX_QUEUE_URL is not a NATS"),
-        ({"redis_url": "redis://localhost", "queue_url": "nats://localhost?replicas=2"}, "no option but replicas"),
+        (
+            {"redis_url": "redis://localhost", "queue_url": "nats://localhost?replicas=2"},
+            "no option but replicas and ssl_ca_certs",
+        ),
         ({"queue_url": "nats://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
         ({"queue_url": "amqp://localhost"}, "SANDBOX_QUEUE_URL is set, and the state is in memory"),
         ({"redis_url": "redis://localhost", "queue_url": "amqp://localhost:x"}, "SANDBOX_QUEUE_URL is not a RabbitMQ"),
