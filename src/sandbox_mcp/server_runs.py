@@ -81,6 +81,7 @@ class ServerRuns:
             "sandbox_config": policy_as_given(await self._with_whole_output(submission.policy)),
             "idempotency_key": submission.idempotency_key or str(uuid.uuid4()),
             "retry_safe": submission.retry_safe,
+            "labels": sorted(submission.labels),
         }
         if command.working_directory is not None:
             arguments["working_directory"] = command.working_directory

@@ -24,7 +24,7 @@ DOCUMENT = "docs/deployment.md"
 FILE = "file: deploy/nginx/round-robin.conf"
 SECONDS = 60
 COMMANDS = {"single", "redis", "redis tuned", "instance 1", "instance 2", "instance 3", "front", "worker"}
-STEPS = {"start through 1", "read through 2", "look", "logs"}
+STEPS = {"start through 1", "read through 2", "look", "logs", "run there"}
 
 
 class Walk:
@@ -97,7 +97,7 @@ def walk(tmp_path: Path, redis_server: RedisServer, environment: dict[str, str])
 
 
 def test_every_snippet_is_marked_and_so_tested() -> None:
-    marked = {item.marker for item in blocks(DOCUMENT)[1:] if item.language != "mermaid"}
+    marked = {item.marker for item in blocks(DOCUMENT) if item.language}  # a diagram has no language
     assert marked == {f"test: {name}" for name in COMMANDS | STEPS} | {FILE}
 
 
@@ -160,5 +160,6 @@ def test_a_server_that_runs_nothing_and_a_worker(walk: Walk) -> None:
     found = re.search(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", started)
     assert found is not None, started
     assert "line 1\\nline 2\\nline 3\\n" in walk.run("read through 2", EXECUTION_ID=found[0])
+    assert walk.run("run there") == "from a worker\n"
     told = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=5).json()
     assert (told["runner"], told["capacity"]) == ("remote", 0)

@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
         (["--timeout", "0.2", "--", "sleep", "100"], 124),
         (["--workdir", "/no/such/directory", "--", "true"], 125),
         (["--allow-domain", "a.example", "--", "true"], 125),
+        (["--label", "offered-nowhere", "--", "true"], 125),
         (["--runner", "local", "--", "true"], 2),
     ],
 )
