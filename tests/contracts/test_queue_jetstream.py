@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.nats_options import NatsOptions
 from sandbox_adapters.queues.jetstream import JetStreamQueue
-from sandbox_core.domain.errors import ServerDraining
+from sandbox_adapters.queues.jetstream_streams import Waiting
+from sandbox_core.domain.errors import ServerDraining, ServerFull
 from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, take_all
@@ -315,7 +316,10 @@ class TestBeyondTheContract:
             tasks.cancel_scope.cancel()
         assert spent <= 1 + seconds / 2
 
-    async def test_a_long_list_is_not_read_for_each_item(self, join: Join) -> None:
+    async def test_a_long_list_is_not_read_for_each_item_nor_for_each_refusal(
+        self, join: Join, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sandbox_adapters.queues.jetstream_room.ENTRIES_PER_SECOND", 20)
         queue = await join(max_depth=300)
         puts = [item(f"p{number % 3}") for number in range(300)]
         for put in puts:
@@ -323,11 +327,23 @@ class TestBeyondTheContract:
         lists = 0
         listed = queue.streams.listed
 
-        async def counted() -> object:
+        async def counted() -> Waiting:
             nonlocal lists
             lists += 1
             return await listed()
 
-        queue.streams.listed = counted  # type: ignore[method-assign,assignment]  # counts
+        queue.streams.listed = counted  # type: ignore[method-assign]  # counts
+        for _ in range(60):
+            with pytest.raises(ServerFull):
+                await queue.put(item())
+        assert lists < 10
+        lists = 0
         assert len(await take_all(queue, 300)) == 300
-        assert lists < 150
+        assert lists < 200
+
+    async def test_who_only_puts_remembers_no_lane_for_ever(self, join: Join) -> None:
+        front, back = await join(max_depth=3), await join()
+        for number in range(10):
+            await front.put(item("p", f"s{number}"))
+            await take_all(back, 1)
+        assert len(front._turns) <= 3

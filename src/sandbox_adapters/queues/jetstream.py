@@ -17,10 +17,10 @@ import anyio.lowlevel
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.nats_connection import NatsConnection
-from sandbox_adapters.queues.jetstream_streams import Mark, Stored, Streams, Waiting, lane_of, principal_token
+from sandbox_adapters.queues.jetstream_room import Room, good_for_seconds
+from sandbox_adapters.queues.jetstream_streams import Mark, Stored, Streams, Waiting, lane_of
 from sandbox_adapters.queues.jetstream_turns import Lane, Turns
 from sandbox_adapters.queues.jetstream_wakes import Wakes
-from sandbox_adapters.queues.pace import Pace
 from sandbox_adapters.queues.redis_items import decode_item
 from sandbox_adapters.queues.wake_listener import WakeListener
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
@@ -31,12 +31,6 @@ _log = logging.getLogger("sandbox_adapters.queue")
 
 LOOK_SECONDS: Final = 5.0
 """A taker that nobody wakes looks so often at an empty queue, for a notice that went to a process that died."""
-
-FEW_ENTRIES: Final = 100
-"""A list of what waits that is no longer is read anew for each item."""
-
-ENTRIES_PER_SECOND: Final = 2000
-"""A longer list counts for so long that no process reads more entries of it than this, in the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +74,11 @@ class JetStreamQueue(Background):
         self._wakes = Wakes(connection)
         self._listeners: dict[frozenset[str], WakeListener] = {}
         self._max_depth = max_depth
-        self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
+        most_of_one = max_depth if max_per_principal is None else max_per_principal
+        self._room = Room(self.streams, max_depth=max_depth, max_per_principal=most_of_one)
         self._visibility = visibility_seconds
         self._closed = False
         self._putting = anyio.Lock()
-        self._pace = Pace()
         self._turns = Turns()
         self._listed: Waiting | None = None
         self._listed_until = 0.0
@@ -101,21 +95,19 @@ class JetStreamQueue(Background):
         """Add an item; again, while it waits, is no error. Raises ServerFull, StoreUnavailable, ServerDraining."""
         if self._closed:
             raise ServerDraining
-        principal = principal_token(item.principal)
-        bounded = principal if self._max_per_principal < self._max_depth else None
         give_up_at = time.monotonic() + self._connection.options.timeout_seconds
         async with self._putting:
             while True:
-                found = await self.streams.waiting(of=bounded)
-                self._pace.saw(found.last_sequence - found.messages)
-                if await self._is_waiting_or_full(item, found, principal):
+                after = await self._room.after(item)
+                if after is None:
                     return
-                if await self.streams.put(item, after=found.last_sequence):
+                if await self.streams.put(item, after=after):
                     break
                 if time.monotonic() > give_up_at:
                     raise ServerFull("too many executions are being queued at this moment", 1)
         lane = lane_of(item)
-        self._turns.enter(lane)
+        if len(self._turns) < self._max_depth:  # who never takes forgets none of them
+            self._turns.enter(lane)
         self._listed = None
         self._ask_again()
         await self._wakes.tell(lane)
@@ -209,26 +201,6 @@ class JetStreamQueue(Background):
         entries = (await self.streams.listed()).entries
         return {raw for raw in ids if raw.decode(errors="replace") in entries}
 
-    async def _is_waiting_or_full(self, item: QueueItem, found: Waiting, principal: str) -> bool:
-        """Return whether the item is there already; raises ServerFull when there is no room for it.
-
-        What is marked takes no room. The marks are counted only when they matter.
-        """
-        mine = len(found.entries)
-        if found.messages < self._max_depth and mine < self._max_per_principal:
-            return False
-        listed, marked = await self.streams.listed(), await self.streams.marked()
-        if item.execution_id in listed.entries:
-            return True
-        waiting = [lane.principal for execution_id, lane in listed.entries.items() if execution_id not in marked]
-        if len(waiting) >= self._max_depth:
-            raise ServerFull(f"{len(waiting)} executions are waiting already", self._pace.retry_after())
-        if waiting.count(principal) >= self._max_per_principal:
-            raise ServerFull(
-                f"{waiting.count(principal)} of your executions are waiting already", self._pace.retry_after()
-            )
-        return False
-
     async def _choose(self, offers: frozenset[str]) -> str | None:
         """Mark the next item that may be asked about, and return its receipt. Its lane then is in `_asking`."""
         is_fresh = self._listed is None or time.monotonic() >= self._listed_until
@@ -249,8 +221,7 @@ class JetStreamQueue(Background):
         listed = await self.streams.listed()
         self._turns.keep(listed.entries.values())
         self._listed = listed
-        beyond = max(0, len(listed.entries) - FEW_ENTRIES)
-        self._listed_until = time.monotonic() + min(LOOK_SECONDS, beyond / ENTRIES_PER_SECOND)
+        self._listed_until = time.monotonic() + good_for_seconds(len(listed.entries))
 
     async def _take_head(self, lane: Lane) -> str | None:
         """Mark the first item of a lane that nobody else has marked."""

@@ -37,10 +37,18 @@ class Turns:
 
     def __init__(self) -> None:
         self._ring: OrderedDict[str, OrderedDict[Lane, None]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many lanes are known."""
+        return self._count
 
     def enter(self, lane: Lane) -> None:
         """Note a lane that has work."""
-        self._ring.setdefault(lane.principal, OrderedDict()).setdefault(lane)
+        lanes = self._ring.setdefault(lane.principal, OrderedDict())
+        if lane not in lanes:
+            lanes[lane] = None
+            self._count += 1
 
     def keep(self, lanes: Iterable[Lane]) -> None:
         """Note all lanes that have work, those that came first first, and forget the others."""
@@ -54,8 +62,9 @@ class Turns:
     def leave(self, lane: Lane) -> None:
         """Forget a lane that has no work."""
         lanes = self._ring.get(lane.principal)
-        if lanes is not None:
-            lanes.pop(lane, None)
+        if lanes is not None and lane in lanes:
+            del lanes[lane]
+            self._count -= 1
             if not lanes:
                 del self._ring[lane.principal]
 

@@ -40,6 +40,8 @@ def test_what_has_no_work_any_more_is_forgotten_and_what_is_new_enters_at_the_en
     turns.leave(lane("a1"))
     turns.served(lane("a1"))
     assert names(turns) == ["c1"]
+    turns.enter(lane("c1"))
+    assert len(turns) == 1
 
 
 def test_what_was_given_back_is_first() -> None:
