@@ -144,10 +144,11 @@ end
 
 -- Let it wait for its claim: so long its creator cares for it, and so long (0: for ever) it may wait at all.
 local function await_claim(m, ms)
-  redis.pcall('ZADD', waiting, now() + WAITING_MS, m.id)
+  local at = now()
+  redis.pcall('ZADD', waiting, at + WAITING_MS, m.id)
   keep(waiting, run_ttl)
   if ms > 0 then
-    redis.pcall('ZADD', leases, now() + ms, m.id)
+    redis.pcall('ZADD', leases, at + ms, m.id)
     keep(leases, run_ttl)
   end
 end

@@ -81,8 +81,8 @@ class Reaper:
         if execution.status is not ExecutionStatus.PENDING or limit is None:
             return
         why = (
-            f"it waited {waited_seconds(execution, now):.1f} s for a place, over its queue_timeout_seconds of "
-            f"{limit:g}. Submit it again later, or with more queue_timeout_seconds in sandbox_config."
+            f"it waited {waited_seconds(execution, now):.1f} s for {_wanted(execution)}, over its "
+            f"queue_timeout_seconds of {limit:g}. Submit it again later, or with more of them in sandbox_config."
         )
         await self._store.finish_unclaimed(*never_started(execution, why, now), only_overdue=True)
         await self._queue.remove(execution.id)
@@ -120,6 +120,10 @@ class Reaper:
             )
         except (ServerFull, ServerDraining) as error:
             _log.warning("%s waits, and is not queued here: %s", execution.id, error)
+
+
+def _wanted(execution: Execution) -> str:
+    return f"a worker that offers {', '.join(execution.labels)}" if execution.labels else "a place"
 
 
 def _last_attempt(execution: Execution) -> str:

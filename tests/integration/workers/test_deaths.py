@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess  # noqa: TID251  # the workers are programs
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,13 @@ class Case:
         return f"{self.point.name.lower().replace('_', '-')}{'.retry' if self.retry_safe else ''}"
 
 
+class Everything:
+    """A fleet of which each worker is known to offer its label."""
+
+    async def offers(self) -> Collection[frozenset[str]]:
+        return [frozenset(case.label for case in CASES)]
+
+
 CASES = (
     Case(Point.BEFORE_CLAIM, retry_safe=False, reason="exited", attempt=1, starts=1),
     Case(Point.CLAIMED, retry_safe=False, reason="lost", attempt=1, starts=0),
@@ -74,6 +81,7 @@ async def test_what_a_killed_worker_leaves(own_redis: RedisServer, tmp_path: Pat
                 clock=parts.clock,
                 ceiling=POLICY,
                 defaults=POLICY,
+                fleet=Everything(),
             )
             ids = {case: await submit(service, case, tmp_path) for case in CASES}
             for worker in workers:

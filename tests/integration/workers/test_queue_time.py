@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
+from mcp import Client
 
 from tests.integration.mcp.harness import call, connected, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
+from tests.integration.workers.checking import Witness
 from tests.integration.workers.harness import fleet
 from tests.integration.workers.test_worker_faults import end_of, has_printed
 from tests.redis_server import RedisServer
@@ -45,24 +48,20 @@ async def test_without_any_worker_what_a_dead_server_accepted_ends_as_never_star
 
 
 async def test_what_is_retry_safe_survives_its_worker_and_what_is_not_is_lost(
-    own_redis: RedisServer, tmp_path: Path
+    own_redis: RedisServer, tmp_path: Path, witness: Witness
 ) -> None:
-    command = "echo up; sleep ${DELAY}; echo done"
-    with fleet(own_redis, tmp_path, workers=1, concurrency=2) as mine:
+    ceiling = json.dumps(witness.grant)
+    with fleet(own_redis, tmp_path, workers=1, concurrency=2, SANDBOX_CEILING=ceiling) as mine:
         async with AsyncExitStack() as stack:
             first, second = [await stack.enter_async_context(connected(server.url)) for server in mine.servers]
-            safe, unsafe = [
-                (await call(first, "execute_code_async", command=command, environment={"DELAY": "3"}, retry_safe=safe))[
-                    "execution_id"
-                ]
-                for safe in (True, False)
-            ]
+            safe, unsafe = [await start(first, witness, number, retry_safe=number == 1) for number in (1, 2)]
+            await until(partial(witness.so_many_began, 2), "both run")
             for execution_id in (safe, unsafe):
                 await until(partial(has_printed, first, execution_id), "it has printed")
             mine.workers[0].kill()
             mine.add_worker()
             said = await end_of(second, safe)
-            assert (said["status"], said["exit_code"], said["attempt"]) == ("completed", 0, 2)
+            assert (said["status"], said["exit_code"], said["attempt"]) == ("completed", 0, 2), said
             events = await whole_log(second, safe)
             check_log(events)
             assert printed(events) == "up\nup\ndone\n"
@@ -71,3 +70,17 @@ async def test_what_is_retry_safe_survives_its_worker_and_what_is_not_is_lost(
             assert (await call(second, "get_execution_status", execution_id=safe))["retry_safe"] is True
             lost = await end_of(second, unsafe)
             assert (lost["status"], lost["termination_reason"], lost["attempt"]) == ("failed", "lost", 1)
+    assert witness.began() == {1: 2, 2: 1}
+
+
+async def start(client: Client, witness: Witness, number: int, *, retry_safe: bool) -> str:
+    """Start a program whose first attempt waits to be killed, and return its id."""
+    first = f"[ $(grep -cx {number} {witness.file}) = 2 ] || sleep 1000"
+    started = await call(
+        client,
+        "execute_code_async",
+        command=witness.command(number, f"echo up; {first}; echo done"),
+        sandbox_config=witness.grant,
+        retry_safe=retry_safe,
+    )
+    return str(started["execution_id"])
