@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.report import Row, finish
 
-BENCHMARKS = ("latency", "start_up", "throughput", "bulk_output", "deep_log", "many_sleepers", "redis_state")
+BENCHMARKS = ("latency", "start_up", "throughput", "bulk_output", "deep_log", "many_sleepers", "redis_state", "workers")
 
 
 def main() -> int:

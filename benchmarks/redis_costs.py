@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from tests.redis_server import RedisServer
 
@@ -27,33 +27,25 @@ class Cost:
     @property
     def words(self) -> str:
         """For the table."""
-        return (
-            f"{self.round_trips:.1f} round trips, {self.commands:.0f} commands, "
-            f"{self.received_bytes / 1024:.1f} KiB to it and {self.sent_bytes / 1024:.1f} KiB from it, {self.processor_seconds * 1e6:.0f} µs of processor time"
-        )
+        asked = f"{self.round_trips:.1f} round trips, {self.commands:.0f} commands"
+        moved = f"{self.received_bytes / 1024:.1f} KiB to it, {self.sent_bytes / 1024:.1f} KiB from it"
+        return f"{asked}, {moved}, {self.processor_seconds * 1e6:.0f} µs of processor time"
+
+    def per(self, count: float) -> Cost:
+        """Return the share of one of `count`."""
+        return Cost(*(value / count for value in astuple(self)))
+
+    def plus(self, other: Cost) -> Cost:
+        """Return both together."""
+        return Cost(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def less(self, other: Cost) -> Cost:
+        """Return this without the other."""
+        return self.plus(other.per(-1))
 
     def less_idle(self, idle: Cost) -> Cost:
         """Return this without what would have happened anyway, measured over another time."""
-        share = self.seconds / idle.seconds
-        return Cost(
-            self.seconds,
-            self.commands - idle.commands * share,
-            self.round_trips - idle.round_trips * share,
-            self.received_bytes - idle.received_bytes * share,
-            self.sent_bytes - idle.sent_bytes * share,
-            self.processor_seconds - idle.processor_seconds * share,
-        )
-
-    def per(self, count: int) -> Cost:
-        """Return the share of one of `count`."""
-        return Cost(
-            self.seconds / count,
-            self.commands / count,
-            self.round_trips / count,
-            self.received_bytes / count,
-            self.sent_bytes / count,
-            self.processor_seconds / count,
-        )
+        return self.less(idle.per(idle.seconds / self.seconds))
 
 
 class RedisMeter:

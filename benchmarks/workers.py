@@ -10,19 +10,21 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import anyio
 from mcp import Client
+from pydantic import SecretStr
 
 from benchmarks.redis_costs import Cost, RedisMeter
 from benchmarks.report import Row, call, main, median, milliseconds, time_true
+from benchmarks.scaling import IDLE_WORKERS, idle_cost
 from examples.fleet import Fleet
 from examples.serving import SANDBOX, Server, free_port, serve
-from sandbox_adapters.sandbox import open_sandbox
+from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings
-from sandbox_core.testing.scripted_runner import ScriptedRunner
+from sandbox_core.domain.events import EventKind
 from tests.redis_server import RedisServer, running_redis
 
 ROUNDS = 100
@@ -32,10 +34,9 @@ CLIENTS = 8
 EACH = 40
 RATE_ROUNDS = 3
 COUNTED = 100
-FLEET = 50
-IDLE_SECONDS = 30.0
 SETTLE_SECONDS = 10.0
 FIRST = "echo first; sleep 0.1"
+ONE_WORKER = "queued1"
 _LIMITS = {"SANDBOX_MAX_PER_SESSION": "100"}
 
 
@@ -45,6 +46,7 @@ async def measure() -> list[Row]:
         rows = []
         async with _both(redis, workers=1) as (alone, queued):
             rows.append(await _first_output(alone, queued))
+            rows.append(await _first_event(redis))
             rows += await _costs(alone, queued, redis)
         async with _both(redis, workers=WORKERS) as (alone, queued):
             rows.append(await _rates(alone, queued))
@@ -82,6 +84,36 @@ async def _time_first_output(client: Client) -> float:
         last, printed = said["last_event_id"], said["stdout"]
     took = time.perf_counter() - begun
     await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+    return took
+
+
+async def _first_event(redis: RedisServer) -> Row:
+    """As `_first_output`, without HTTP: the service is in this process, which hides nothing of the queue."""
+    url, took = redis.url, {True: list[float](), False: list[float]()}
+    alone = Settings.model_validate({"redis_url": url, "redis_prefix": "alone-here", "log_file": ""})
+    queued = alone.model_copy(update={"queue_url": SecretStr(url), "redis_prefix": ONE_WORKER, "local_runner": False})
+    async with open_sandbox(alone) as first, open_sandbox(queued) as second:
+        for number in range(WARM_UP + ROUNDS):
+            for sandbox in (first, second):
+                seconds = await _time_first_event(sandbox)
+                if number >= WARM_UP:
+                    took[sandbox is first].append(seconds)
+    base, ours = median(took[True]), median(took[False])
+    return Row(
+        f"the same without HTTP, p50 of {ROUNDS}",
+        f"{milliseconds(ours)} ({ours / base:.2f} x)",
+        f"it runs here, state in Redis, {milliseconds(base)}",
+        "at most 1.5 x",
+        ours <= 1.5 * base,
+    )
+
+
+async def _time_first_event(sandbox: Sandbox) -> float:
+    begun, took = time.perf_counter(), 0.0
+    async with aclosing(sandbox.stream(FIRST)) as events:
+        async for event in events:
+            if event.kind is EventKind.STDOUT and not took:
+                took = time.perf_counter() - begun
     return took
 
 
@@ -150,28 +182,14 @@ async def _rate(server: Server) -> float:
 
 
 async def _idle(redis: RedisServer) -> Row:
-    """Every worker is what `sandbox worker` is made of, with connections of its own; all are in this process.
-
-    What asks Redis in a worker is all below `open_sandbox`, so the commands are those of as many processes.
-    """
-    settings = Settings.model_validate(
-        {"redis_url": redis.url, "queue_url": redis.url, "redis_prefix": "idle", "log_file": ""}
-    )
-    async with AsyncExitStack() as workers:
-        for _ in range(FLEET):
-            await workers.enter_async_context(open_sandbox(settings, runner=ScriptedRunner()))
-        await anyio.sleep(SETTLE_SECONDS)
-        meter = RedisMeter(redis)
-        await anyio.sleep(IDLE_SECONDS)
-        cost = meter.read()
-    rate = cost.commands / cost.seconds
+    cost = await idle_cost(redis)
+    each = cost.per(cost.seconds)
     return Row(
-        f"commands a second of {FLEET} idle workers, those inside scripts too",
-        f"{rate:.0f}/s ({cost.round_trips / cost.seconds:.0f} round trips/s, "
-        f"{cost.bytes / cost.seconds / 1024:.1f} KiB/s)",
+        f"commands a second of {IDLE_WORKERS} idle workers, those inside scripts too",
+        f"{each.commands:.0f}/s ({each.round_trips:.0f} round trips/s, {each.bytes / 1024:.1f} KiB/s)",
         "",
         "under 150/s",
-        rate < 150,
+        each.commands < 150,
     )
 
 
@@ -183,7 +201,7 @@ async def _both(redis: RedisServer, *, workers: int) -> AsyncIterator[tuple[Serv
         queued = {
             "REDIS_URL": redis.url,
             "SANDBOX_QUEUE_URL": redis.url,
-            "SANDBOX_REDIS_PREFIX": f"queued{workers}",
+            "SANDBOX_REDIS_PREFIX": ONE_WORKER if workers == 1 else f"queued{workers}",
             **_LIMITS,
         }
         fleet = Fleet(Path(directory))

@@ -1,4 +1,4 @@
-"""Put the tables of `make bench` and of `python -m benchmarks.phases` (on standard input) where the docs show them."""
+"""Put tables where the docs show them: of `make bench`, `benchmarks.phases` or `benchmarks.scaling` (on stdin)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- end -->)", re.DOTALL)
+SCALING = re.compile(r"(<!-- scaling -->\n).*?(<!-- end -->)", re.DOTALL)
 PHASES = re.compile(r"(<!-- phases -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -17,6 +18,10 @@ def main() -> None:
     if text.startswith("| phase"):
         path = ROOT / "docs" / "performance.md"
         path.write_text(PHASES.sub(lambda found: f"{found[1]}{text}{found[2]}", path.read_text("utf-8")), "utf-8")
+        return
+    if text.startswith("| measured"):
+        path = ROOT / "docs" / "scaling.md"
+        path.write_text(SCALING.sub(lambda found: f"{found[1]}{text}{found[2]}", path.read_text("utf-8")), "utf-8")
         return
     lines = [line for line in text.splitlines() if line.startswith("|")]
     machine = next((line for line in text.splitlines() if " cores, Python " in line), "")

@@ -48,6 +48,7 @@ ADOPT: Final = LuaScript(
     _NOW
     + """
 -- KEYS: waiting. ARGV: for how many ms, most. One caller gets each.
+if #redis.call('ZRANGE', KEYS[1], 0, 0) == 0 then return {} end
 local at = now()
 local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', at, 'LIMIT', 0, ARGV[2])
 for _, id in ipairs(ids) do redis.call('ZADD', KEYS[1], 'XX', at + ARGV[1], id) end
