@@ -113,8 +113,9 @@ def _limits(execution: Cost, idle_worker: Cost) -> str:
 
 def _measured(what: str, cost: Cost, count: float) -> str:
     one = cost.per(count)
+    commands = f"{one.commands:.0f}" if one.commands >= 10 else f"{one.commands:.1f}"
     return (
-        f"| {what} | {one.round_trips:.1f} | {one.commands:.0f} | {one.received_bytes / 1024:.1f} KiB | "
+        f"| {what} | {one.round_trips:.1f} | {commands} | {one.received_bytes / 1024:.1f} KiB | "
         f"{one.sent_bytes / 1024:.1f} KiB | {one.processor_seconds * 1e6:.0f} µs |"
     )
 

@@ -30,7 +30,7 @@ def test_every_link_and_path_leads_somewhere() -> None:
 def recorded(what: str) -> tuple[float, float]:
     """Return the round trips and commands that the document shows."""
     found = re.search(
-        rf"^\| \*{what}\*[^|]*\| ([\d.]+) \| (\d+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
+        rf"^\| \*{what}\*[^|]*\| ([\d.]+) \| ([\d.]+) \|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert found is not None
     return float(found[1]), float(found[2])

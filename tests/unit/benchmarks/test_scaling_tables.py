@@ -27,7 +27,7 @@ def cells(what: str) -> list[str]:
 def test_what_was_measured_is_shown_per_execution_mib_and_worker() -> None:
     assert cells("*e*")[1:] == ["10.0", "150", "8.0 KiB", "2.0 KiB", "1000 µs"]
     assert cells("*o*")[1:] == ["8.0", "40", "1024.0 KiB", "1024.0 KiB", "2000 µs"]
-    assert cells("*w*")[1:] == ["1.0", "3", "0.1 KiB", "0.0 KiB", "200 µs"]
+    assert cells("*w*")[1:] == ["1.0", "3.0", "0.1 KiB", "0.0 KiB", "200 µs"]
 
 
 @pytest.mark.parametrize(
