@@ -24,6 +24,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.certificates import self_signed
 from tests.redis_server import free_port
 
 PASSWORD = "tidal-marsh-41"
@@ -40,12 +41,18 @@ class RabbitServer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = free_port()
+        self.tls_port = free_port()
+        self.certificate = self_signed(directory, "rabbitmq")
         self._epmd_port = free_port()
         self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         name = f"rabbit{uuid4().hex[:8]}@localhost"
         (directory / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.certificate}\n"
+            f"ssl_options.certfile = {self.certificate}\n"
+            f"ssl_options.keyfile = {self.certificate.with_suffix('.key')}\n"
             f"default_pass = {PASSWORD}\n"
             "default_user = tests\n"
             "log.file.level = warning\n"
@@ -75,6 +82,11 @@ class RabbitServer:
     def url(self) -> str:
         """Where it answers, with the password."""
         return f"amqp://tests:{PASSWORD}@127.0.0.1:{self.port}/%2F"
+
+    @property
+    def tls_url(self) -> str:
+        """Where it answers over TLS, without the authority that vouches for it."""
+        return f"amqps://tests:{PASSWORD}@127.0.0.1:{self.tls_port}/%2F"
 
     def start(self) -> None:
         """Start it, or start it again; returns when it answers."""

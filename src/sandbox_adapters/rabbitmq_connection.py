@@ -53,6 +53,10 @@ _Answer = TypeVar("_Answer")
 _FAILURES: Final = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError)
 
 
+class NoAnswer(StoreUnavailable):
+    """What was asked for was not done in time. It may be one queue only that does not answer."""
+
+
 @dataclass(eq=False, slots=True)
 class _Session:
     """What lives as long as one connection."""
@@ -232,7 +236,7 @@ class RabbitConnection(Background):
     async def _do(self, call: Callable[[_Session], Awaitable[_Answer]]) -> _Answer:
         """Do something with the connection, whole even when cancelled, and within the timeout.
 
-        What does not answer in time is taken for broken, and everything is made anew.
+        Raises NoAnswer when it takes longer: then the connection is taken for broken, and everything is made anew.
         """
         seconds = self.options.timeout_seconds
         await self.ready()
@@ -244,7 +248,7 @@ class RabbitConnection(Background):
                 return await call(session)
         except TimeoutError as error:
             session.gone.set()
-            raise StoreUnavailable(f"RabbitMQ at {self.address} did not answer within {seconds:g} s") from error
+            raise NoAnswer(f"RabbitMQ at {self.address} did not answer within {seconds:g} s") from error
         except DeliveryError as error:
             session.gone.set()
             raise StoreUnavailable(f"RabbitMQ at {self.address} did not take what was put") from error

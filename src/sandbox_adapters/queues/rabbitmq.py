@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from itertools import count
 from typing import Final
@@ -17,10 +18,10 @@ import anyio.lowlevel
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.queues.pace import Pace
-from sandbox_adapters.queues.rabbitmq_index import FULL, FULL_FOR_ONE, SPARE_DEAD, Bucket, RabbitIndex
+from sandbox_adapters.queues.rabbitmq_index import FULL, FULL_FOR_ONE, NO_BUCKET, SPARE_DEAD, Bucket, RabbitIndex
 from sandbox_adapters.queues.redis_items import decode_item, encode_item, lane_of
 from sandbox_adapters.queues.wake_listener import WakeListener
-from sandbox_adapters.rabbitmq_connection import Fetched, RabbitConnection
+from sandbox_adapters.rabbitmq_connection import Fetched, NoAnswer, RabbitConnection
 from sandbox_adapters.redis_connection import RedisConnection
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId
@@ -30,6 +31,9 @@ _log = logging.getLogger("sandbox_adapters.queue")
 
 LOOK_SECONDS: Final = 2.0
 """A taker that nobody wakes looks so often, for what a dead taker left."""
+
+STUCK_SECONDS: Final = 20.0
+"""A bucket that did not answer is left alone for so long: one that RabbitMQ lost in a crash never does."""
 
 ASIDE: Final = 16
 """Messages that a taker puts aside at most while it looks behind what it may not take, in a bucket of several lanes."""
@@ -80,23 +84,33 @@ class RabbitQueue(Background):
         self._changed = anyio.Event()
         self._receipts = count(1)
         self._held: dict[str, Fetched] = {}
+        self._stuck: dict[int, float] = {}
 
     async def put(self, item: QueueItem) -> None:
         """Add an item; again, while it waits, is no error. Raises ServerFull, StoreUnavailable, ServerDraining."""
         if self._closed:
             raise ServerDraining
         await self._connection.ready()
-        placed = await self._index.put(item, max_depth=self._max_depth, max_per_principal=self._max_per_principal)
+        placed = await self._index.put(
+            item,
+            max_depth=self._max_depth,
+            max_per_principal=self._max_per_principal,
+            avoid=self._left_alone(),
+        )
         self._pace.saw(placed.left)
         if placed.refused == FULL:
             raise ServerFull(f"{placed.count} executions are waiting already", self._pace.retry_after())
         if placed.refused == FULL_FOR_ONE:
             raise ServerFull(f"{placed.count} of your executions are waiting already", self._pace.retry_after())
+        if placed.refused == NO_BUCKET:
+            raise NoAnswer("no queue of RabbitMQ answers")
         if placed.bucket is None:
             return
         try:
             await self._connection.put(placed.bucket, item.execution_id, encode_item(item).encode())
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NoAnswer):
+                self._leave_alone(placed.bucket)
             await self._forget(item.execution_id)
             raise
         await self._ring(bool(item.labels))
@@ -173,7 +187,8 @@ class RabbitQueue(Background):
         while True:
             buckets = await self._index.buckets()
             busy = set(self._asking.values())
-            turns = [bucket for bucket in buckets if bucket.may_suit(offers) and bucket.number not in self._asking]
+            skipped = {*self._asking, *self._left_alone()}
+            turns = [bucket for bucket in buckets if bucket.may_suit(offers) and bucket.number not in skipped]
             again = False
             for bucket in sorted(turns, key=lambda one: one.owner in busy):
                 if bucket.number in self._asking or (bucket.number, bucket.place) in self._refused_heads:
@@ -199,8 +214,7 @@ class RabbitQueue(Background):
         finished, round_asked = False, self._round
         try:
             while len(aside) < (1 if bucket.lanes == 1 else ASIDE):
-                with anyio.CancelScope(shield=True):
-                    fetched = await self._connection.fetch(bucket.number)
+                fetched = await self._fetch(bucket.number)
                 if fetched is None:
                     if not aside:
                         await self._miss(bucket.number)
@@ -232,6 +246,14 @@ class RabbitQueue(Background):
                     if not bucket.labels:
                         await self._ring(False)
 
+    async def _fetch(self, bucket: int) -> Fetched | None:
+        try:
+            return await self._connection.fetch(bucket)
+        except NoAnswer:
+            self._leave_alone(bucket)
+            await self._miss(bucket)
+            raise
+
     async def _is_admitted(self, item: QueueItem, admit: Admit, offers: frozenset[str]) -> bool:
         lane, round_asked = lane_of(item), self._round
         if lane in self._refused or not offers.issuperset(item.labels):
@@ -259,7 +281,18 @@ class RabbitQueue(Background):
         """Note that a bucket is empty which should not be: others ask about what is there, or it is gone for good."""
         forgotten = await self._index.missed(bucket)
         if forgotten:
-            _log.error("RabbitMQ has lost %d items of %d: they are queued again if they still wait", forgotten, bucket)
+            _log.error(
+                "RabbitMQ has lost %d items in its queue %d: what still waits is queued again", forgotten, bucket
+            )
+
+    def _leave_alone(self, bucket: int) -> None:
+        _log.error("the queue %d in RabbitMQ does not answer; if that lasts, delete it", bucket)
+        self._stuck[bucket] = time.monotonic() + STUCK_SECONDS
+
+    def _left_alone(self) -> list[int]:
+        now = time.monotonic()
+        self._stuck = {bucket: until for bucket, until in self._stuck.items() if until > now}
+        return list(self._stuck)
 
     async def _sweep(self, bucket: int, most: int) -> None:
         """Take the messages of removed items out of a bucket, and leave the others in their order."""
