@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import uuid
+from functools import partial
 
 import anyio
+import httpx2
 import pytest
 from mcp import Client
 
-from tests.integration.mcp.harness import MODES, call, connected, refusal, until
+from tests.integration.mcp.harness import MODES, call, connected, modern_headers, refusal, tool_request, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -155,6 +158,44 @@ async def test_the_same_key_starts_once_whichever_server_is_asked(front_door: st
     async with connected(front_door, mode) as client:
         said = [await call(client, "execute_code", command="date +%N", idempotency_key=f"key-{mode}") for _ in range(4)]
         assert len({(reply["execution_id"], reply["stdout"]) for reply in said}) == 1
+
+
+async def test_progress_of_a_call_that_is_waited_for(front_door: str, mode: str) -> None:
+    told: list[str] = []
+
+    async def listen(progress: float, total: float | None, message: str | None) -> None:
+        del progress, total
+        told.append(message or "")
+
+    async with connected(front_door, mode) as client:
+        command = "for i in 1 2 3; do echo part $i; sleep 0.7; done"
+        result = await client.call_tool("execute_code", {"command": command}, progress_callback=listen)
+    assert not result.is_error
+    assert any("part 1" in message for message in told)
+
+
+@pytest.mark.parametrize(("on_disconnect", "status"), [(None, "cancelled"), ("detach", "completed")])
+async def test_a_call_whose_connection_drops(front_door: str, on_disconnect: str | None, status: str) -> None:
+    mark = uuid.uuid4().hex
+    arguments: dict[str, object] = {"command": f"sleep {3 if on_disconnect else 100} # {mark}", "session_id": mark}
+    if on_disconnect:
+        arguments["on_disconnect"] = on_disconnect
+    body = tool_request("execute_code", arguments)
+    async with connected(front_door) as client, anyio.create_task_group() as tasks:
+
+        async def post() -> None:
+            async with httpx2.AsyncClient(timeout=60) as http:
+                await http.post(front_door, json=body, headers=modern_headers("tools/call", "execute_code"))
+
+        async def is_now(wanted: str) -> bool:
+            entries = (await call(client, "list_executions", session_id=mark))["executions"]
+            return [entry["status"] for entry in entries] == [wanted]
+
+        tasks.start_soon(post)
+        await until(partial(is_now, "running"), "it runs")
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await until(partial(is_now, status), f"it is {status}")
 
 
 async def until_printed(client: Client, execution_id: str, wanted: str) -> None:
