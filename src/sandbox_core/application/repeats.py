@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import anyio
+
 from sandbox_core.domain.errors import IdempotencyConflict, InvalidArgument
 from sandbox_core.domain.execution import Execution
+from sandbox_core.ports.store import StateStore
+
+PUT_BACK_SECONDS = 20.0
+"""Over the four thirds of a lease (9 s by default) after which what a dead node ran waits again."""
 
 _COMPARED = ("command", "policy", "retry_safe", "labels")
 
@@ -24,3 +30,19 @@ def check_same_request(first: Execution, wanted: Execution) -> None:
     """
     if different := [name for name in _COMPARED if getattr(first, name) != getattr(wanted, name)]:
         raise IdempotencyConflict(first.id, different)
+
+
+async def put_back(store: StateStore, execution: Execution) -> bool:
+    """Wait until a running execution that may be run again is not in this attempt any more, at most PUT_BACK_SECONDS.
+
+    False when it still is, and at once for one that may not.
+    """
+    if not execution.may_retry:
+        return False
+    with anyio.move_on_after(PUT_BACK_SECONDS):
+        while True:
+            page = await store.read_last(execution.id, max_bytes=0)
+            if page.execution.attempt != execution.attempt or page.execution.is_terminal:
+                return True
+            await store.wait(execution.id, after=page.last_seq)
+    return False

@@ -10,7 +10,7 @@ import anyio
 
 from sandbox_core.application.endings import unstarted
 from sandbox_core.application.log_view import LogEnds, cut_ends
-from sandbox_core.application.repeats import check_retry_safe, check_same_request
+from sandbox_core.application.repeats import check_retry_safe, check_same_request, put_back
 from sandbox_core.application.servable import check_servable
 from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.errors import (
@@ -307,7 +307,8 @@ class ExecutionService:
         """Ask an execution to end; True when it had not ended yet.
 
         Gracefully: SIGTERM, a grace period, SIGKILL. With `force`: SIGKILL at once. Returns when the request is with
-        the owner; `wait` tells when it has ended. An execution that waits for its place ends here and now.
+        the owner; `wait` tells when it has ended. An execution that waits for its place ends here and now; one that is
+        `retry_safe` and whose owner does not answer is waited for, 20 s at most, until it waits again or has an owner.
         """
         execution = await self.get(principal, execution_id)
         if execution.is_terminal:
@@ -322,7 +323,12 @@ class ExecutionService:
             else:
                 await self._queue.remove(execution_id)
                 return True
-        answer = await self._tell(execution_id, Cancel(force=force))
+        try:
+            answer = await self._tell(execution_id, Cancel(force=force))
+        except OwnerUnreachable:
+            if not await put_back(self._store, execution):
+                raise
+            return await self.cancel(principal, execution_id, force=force)
         return answer is ControlAnswer.DELIVERED
 
     def _resolve(self, request: ExecutionPolicy) -> ExecutionPolicy:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from sandbox_adapters.control.local import LocalControlChannel
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.reaper import Reaper
-from sandbox_core.domain.errors import LeaseLost
+from sandbox_core.application.service import ExecutionService
+from sandbox_core.domain.errors import LeaseLost, OwnerUnreachable
 from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.execution import Execution
-from sandbox_core.domain.ids import NodeId
+from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.outcome import TerminationReason
+from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.queue import QueueItem
 from sandbox_core.ports.store import Claim
@@ -36,6 +39,16 @@ class Fleet:
     def reaper(self, name: str = "reaper") -> Reaper:
         return Reaper(
             store=self.store, queue=self.queue, clock=self.clock, node=NodeId(name), lease_seconds=LEASE_SECONDS
+        )
+
+    def service(self) -> ExecutionService:
+        return ExecutionService(
+            store=self.store,
+            queue=self.queue,
+            control=LocalControlChannel(),
+            clock=self.clock,
+            ceiling=ExecutionPolicy(),
+            defaults=ExecutionPolicy(),
         )
 
     async def submitted(self, *, queue_timeout_seconds: float | None = 30, retry_safe: bool = False) -> Execution:
@@ -172,6 +185,32 @@ async def test_one_that_waits_again_can_be_cancelled() -> None:
     await fleet.store.finish_unclaimed(cancelled(again, fleet.clock), [exited(fleet.clock)])
     await fleet.reaper().settle(again.id)
     assert (await fleet.store.load(again.id)).status is ExecutionStatus.CANCELLED
+
+
+@pytest.mark.parametrize("retry_safe", [True, False])
+async def test_a_cancel_while_the_owner_is_dead_ends_what_would_be_run_again(retry_safe: bool) -> None:
+    fleet, answers = Fleet(), list[bool]()
+    await fleet.submitted(retry_safe=retry_safe)
+    claim = await fleet.run_and_die()
+    execution_id, service = claim.lease.execution_id, fleet.service()
+    if not retry_safe:
+        with pytest.raises(OwnerUnreachable):
+            await service.cancel(LOCAL_PRINCIPAL, execution_id)
+        return
+
+    async def cancel() -> None:
+        answers.append(await service.cancel(LOCAL_PRINCIPAL, execution_id))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(cancel)
+        await fleet.clock.settle()
+        assert answers == []
+        await fleet.reaper().settle(execution_id)
+    assert answers == [True]
+    page = await fleet.store.read(execution_id)
+    assert page.execution.status is ExecutionStatus.CANCELLED
+    assert [event.kind for event in page.events] == [EventKind.STDOUT, EventKind.RETRY, EventKind.CANCELLED]
+    assert page.events[-1].data == b"Cancelled before it started again."
 
 
 async def test_a_full_queue_leaves_it_pending_until_its_time_is_over() -> None:
