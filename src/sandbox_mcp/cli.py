@@ -166,6 +166,7 @@ def run(
     shell: Annotated[str | None, typer.Option("-c", metavar="TEXT", help="Run this text in a shell instead.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Wall time, seconds. [60]")] = None,
     idle_timeout: Annotated[float | None, typer.Option(help="End it after so long without output, seconds.")] = None,
+    queue_timeout: Annotated[float | None, typer.Option(help="Give up when it waited so long, seconds. [300]")] = None,
     env: Annotated[
         list[str] | None,
         typer.Option("--env", "-e", metavar="NAME[=VALUE]", help="Set a variable; without a value, pass yours."),
@@ -233,6 +234,7 @@ def run(
         limits={
             "timeout_seconds": timeout,
             "idle_timeout_seconds": idle_timeout,
+            "queue_timeout_seconds": queue_timeout,
             "max_memory_mb": memory,
             "max_cpu_seconds": cpu_seconds,
             "max_processes": processes,

@@ -58,6 +58,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         (["-w", "", "--", "true"], "working_directory: is empty"),
         (["--policy", "/no/such/file", "--", "true"], "--policy"),
         (["--policy", "{", "--", "true"], "--policy: is not JSON"),
+        (["--queue-timeout", "0", "--", "true"], "queue_timeout_seconds: is 0"),
         (["--retry-safe", "--", "true"], "--retry-safe: needs --no-stdin"),
         (["--idempotency-key", "a b", "--", "true"], "idempotency_key: must be 1 to 128"),
         (["--policy", '{"netwrk": {}}', "--", "true"], "did you mean network?"),
