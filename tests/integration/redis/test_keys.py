@@ -12,7 +12,18 @@ from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import ExecutionNotFound, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.ports.store import ListQuery, Quota, Scope
-from sandbox_core.testing.samples import NODE, WIDE, ended, exited, pending, place_of, printed
+from sandbox_core.testing.samples import (
+    NODE,
+    WIDE,
+    cancelled,
+    ended,
+    exited,
+    pending,
+    place_of,
+    printed,
+    requeued,
+    retried,
+)
 from tests.integration.redis.conftest import CLOCK, claimed, opened
 from tests.redis_server import RedisServer
 
@@ -57,6 +68,29 @@ async def test_nothing_lives_without_a_time_to_live(redis_server: RedisServer) -
         key = f"execution:{execution.id}"
         expiry = {redis_server.ask("PEXPIRETIME", name) for name in (key, f"{key}:output", f"meta:{execution.id}")}
         assert len(expiry) == 1
+
+
+async def test_what_waits_again_is_noted_for_whoever_queues_it_and_lives_no_longer_than_anything(
+    redis_server: RedisServer,
+) -> None:
+    async with opened(redis_server) as store:
+        execution = await store.create(pending(CLOCK, queue_timeout_seconds=60, retry_safe=True))
+        claim = await store.claim(execution.id, NODE, lease_seconds=15)
+        await store.append(claim.lease, [printed(CLOCK, b"one")])
+        assert redis_server.ask("ZSCORE", "waiting", execution.id) is None
+        again = requeued(claim.execution, CLOCK)
+        await store.append(claim.lease, [retried(CLOCK)], again)
+        _all_expire(redis_server)
+        now = 1000 * int(redis_server.ask("TIME")[0])
+        # For a while the queue is left to the one that put it back: should it die first, another finds it.
+        assert now < float(redis_server.ask("ZSCORE", "waiting", execution.id)) <= now + 17_000
+        assert now + 50_000 < float(redis_server.ask("ZSCORE", "leases", execution.id)) <= now + 62_000
+        key = f"execution:{execution.id}"
+        names = (key, f"{key}:output", f"meta:{execution.id}")
+        assert all(redis_server.ask("TTL", name) <= 3600 for name in names)
+        await store.finish_unclaimed(cancelled(again, CLOCK), [exited(CLOCK)])
+        for name in ("waiting", "leases"):
+            assert redis_server.ask("ZSCORE", name, execution.id) is None
 
 
 async def test_names_reach_no_keys_but_their_own(redis_server: RedisServer) -> None:
