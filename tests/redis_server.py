@@ -134,10 +134,22 @@ def running_redis(*options: str, sentinel: Path | None = None) -> Iterator[Redis
             server.kill()
 
 
+@contextmanager
+def running_cluster(*slots: int) -> Iterator[RedisServer]:
+    """Run a Redis Cluster of one node, which has all slots, or those from the first to the last of `slots`."""
+    bus = str(free_port())  # else it is the port and 10,000, which may be none
+    covered = ("--cluster-require-full-coverage", "no")
+    with running_redis("--cluster-enabled", "yes", "--cluster-port", bus, *covered) as server:
+        first, last = slots or (0, 16_383)
+        server.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
+        _until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"), "the cluster does not come up")
+        yield server
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     """The server that tests share which leave it as it is."""
-    _need_redis()
+    need_redis()
     with running_redis("--appendonly", "no", "--databases", "2") as server:
         yield server
 
@@ -152,12 +164,13 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A server for one test, which may do to it what it likes."""
-    _need_redis()
+    need_redis()
     with running_redis() as server:
         yield server
 
 
-def _need_redis() -> None:
+def need_redis() -> None:
+    """Skip without a redis-server or an engine for one; in CI that is a failure."""
     if shutil.which("redis-server") is None and not docker_answers():
         pytest.skip("redis-server is missing; apt-get install redis-server")
 

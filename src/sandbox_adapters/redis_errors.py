@@ -6,15 +6,21 @@ import re
 from typing import Final
 
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
     DataError,
+    MasterDownError,
     MaxConnectionsError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -31,11 +37,13 @@ _REFUSED: Final = {
     "NOREPLICAS": "has too few replicas to take writes",
     "MISCONF": "cannot save to disk and takes no writes",
     "CLUSTERDOWN": "is a cluster that is down",
+    "CROSSSLOT": "is a cluster, and our keys are in several of its slots: set SANDBOX_REDIS_HASH_TAG=true",
     "BUSY": "is busy with a script",
     "NOAUTH": "wants a password, and REDIS_URL has none",
     "WRONGPASS": "refuses the user or the password of REDIS_URL",
     "NOPERM": "does not permit its user what is needed",
-    "MOVED": "is a cluster that keeps these keys on another node",
+    "MOVED": "is a cluster that keeps our keys on another node: name that one in REDIS_URL",
+    "TRYAGAIN": "is a cluster that is moving our keys to another node",
     "UNKILLABLE": "is busy with a script",
 }
 _WRONG_TYPE = re.compile(r"\bWRONGTYPE\b")
@@ -60,6 +68,16 @@ def translated(error: BaseException, address: str, timeout_seconds: float) -> Ex
             return StoreUnavailable(f"{where} {_REFUSED['WRONGPASS']}, or wants one")
         case NoPermissionError():
             return StoreUnavailable(f"{where} {_REFUSED['NOPERM']}")
+        case MovedError():
+            return StoreUnavailable(f"{where} {_REFUSED['MOVED']}")
+        case AskError() | TryAgainError():
+            return StoreUnavailable(f"{where} {_REFUSED['TRYAGAIN']}")
+        case ClusterCrossSlotError():
+            return StoreUnavailable(f"{where} {_REFUSED['CROSSSLOT']}")
+        case MasterDownError():
+            return StoreUnavailable(f"{where} {_REFUSED['MASTERDOWN']}")
+        case ClusterDownError():
+            return StoreUnavailable(f"{where} {_REFUSED['CLUSTERDOWN']}")
         case ResponseError() | DataError():
             return _refusal(error, where)
         case _:

@@ -16,8 +16,8 @@ from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.store_harness import RawExecution, StoreHarness
 from tests.redis_server import RedisServer
 
-_NOW_KEY = "test:now"
-TEST_TIME = f"local function now() return tonumber(redis.call('GET', '{_NOW_KEY}') or '0') end\n"
+NOW_KEY = "test:now"
+TEST_TIME = f"local function now() return tonumber(redis.call('GET', '{NOW_KEY}') or '0') end\n"
 TTL_SECONDS = 4096.0
 """A power of two, so that every share of it is whole milliseconds, as in Redis."""
 
@@ -30,7 +30,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
     redis.call('PEXPIRE', key, math.ceil(left / 500) * 500 - ms)
   end
 end
-redis.call('SET', '{_NOW_KEY}', now)
+redis.call('SET', '{NOW_KEY}', now)
 """
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from sandbox_core.testing.store_contract import StateStoreContract
 from sandbox_core.testing.store_harness import StoreHarness
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, need_redis, running_cluster
 
-from .redis_harness import redis_harness
+from .redis_harness import NOW_KEY, redis_harness
 
 
 @pytest.fixture
@@ -27,10 +27,19 @@ class TestRedisStateStore(StateStoreContract):
             yield harness
 
 
-class TestRedisStateStoreWithHashTags(StateStoreContract):
-    """With a prefix that keeps all keys in one slot of a cluster."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisServer]:
+    need_redis()
+    with running_cluster() as server:
+        yield server
+
+
+class TestRedisStateStoreInACluster(StateStoreContract):
+    """With hash tags, on a node of a Redis Cluster, which refuses what names keys of several slots."""
 
     @pytest.fixture
-    async def harness(self, anyio_backend: str, redis_server: RedisServer) -> AsyncIterator[StoreHarness]:
-        async with redis_harness(redis_server, prefix="team", hash_tag=True) as harness:
+    async def harness(self, anyio_backend: str, cluster: RedisServer) -> AsyncIterator[StoreHarness]:
+        async with redis_harness(cluster, prefix="team", hash_tag=True) as harness:
             yield harness
+        keys = {key for key in cluster.ask("KEYS", "*") if key != NOW_KEY.encode()}
+        assert {cluster.ask("CLUSTER", "KEYSLOT", key) for key in keys} <= {cluster.ask("CLUSTER", "KEYSLOT", "{team}")}

@@ -315,7 +315,9 @@ class RedisStateStore:
 
     async def ping(self) -> None:
         """Raise StoreUnavailable when Redis would not answer, or would not take a write, now."""
-        await self._calls.run(self._scripts.probe)
+        # Two keys that it names: a cluster that would keep ours in several slots, or elsewhere, refuses them here too.
+        names = ("probe", "leases")
+        await self._calls.run(self._scripts.probe, keys=[f"{self._calls.redis.namespace}{name}" for name in names])
 
     async def _look(self, execution_id: ExecutionId) -> tuple[int, ExecutionStatus]:
         answer: list[Any] = await self._calls.run_on(self._scripts.look, execution_id)
