@@ -32,6 +32,11 @@ if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
     "${as_root[@]}" apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null 2>&1 </dev/null ||
         { "${as_root[@]}" apt-get update -q >/dev/null 2>&1 </dev/null &&
           "${as_root[@]}" apt-get install -y -q --no-install-recommends "${packages[@]}" >/dev/null </dev/null; } || true
+    # Debian starts RabbitMQ at once where an init runs. The tests start their own, on other ports; this one would only
+    # take memory, and a port that somebody may want.
+    if [[ " ${missing[*]} " == *" rabbitmq-server "* ]] && command -v systemctl >/dev/null; then
+        "${as_root[@]}" systemctl disable --now rabbitmq-server >/dev/null 2>&1 || true
+    fi
 fi
 
 still=()

@@ -39,6 +39,9 @@ _SILENT = ("mcp", "uvicorn.access")
 """Below a warning these show what lets a caller in: an older client's session id, and query strings, in which callers
 put what belongs into headers."""
 
+_TOLD_BY_US = ("aio_pika", "aiormq")
+"""Clients whose failures our connection tells, once in a row; their own words come with every attempt."""
+
 
 class _NoWireData(logging.Filter):
     """Drops other libraries' debugging: theirs shows what goes over the wire, which is output and input."""
@@ -156,6 +159,8 @@ def configure_logging(
         logging.getLogger(name).setLevel(level if level in {"DEBUG", "WARNING", "ERROR"} else "WARNING")
     for name in _SILENT:
         logging.getLogger(name).setLevel("ERROR" if level == "ERROR" else "WARNING")
+    for name in _TOLD_BY_US:
+        logging.getLogger(name).setLevel("DEBUG" if level == "DEBUG" else "CRITICAL")
     if problem:
         get_logger(__name__).warning("Logging to stderr only", problem=problem)
 

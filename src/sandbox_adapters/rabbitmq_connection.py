@@ -102,6 +102,10 @@ class RabbitConnection(Background):
         self._problem = "has not answered yet"
         self._is_refused = False
         self._listeners: set[MemoryObjectSendStream[None]] = set()
+        self.asked = 0
+        """How often RabbitMQ was asked for something."""
+        self.failed = 0
+        """How often it was away, or did not answer."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -238,8 +242,16 @@ class RabbitConnection(Background):
 
         Raises NoAnswer when it takes longer: then the connection is taken for broken, and everything is made anew.
         """
+        self.asked += 1
+        try:
+            await self.ready()
+            return await self._answer(call)
+        except StoreUnavailable:
+            self.failed += 1
+            raise
+
+    async def _answer(self, call: Callable[[_Session], Awaitable[_Answer]]) -> _Answer:
         seconds = self.options.timeout_seconds
-        await self.ready()
         session = self._session
         if session is None:
             raise self.lost()

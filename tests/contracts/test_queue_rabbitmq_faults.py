@@ -188,6 +188,9 @@ class TestRabbitMQIsKilled:
                 await queue.put(item())
             await queue.done(claimed)
             await queue.give_back(held)
+            newcomer = await join()
+            with pytest.raises(StoreUnavailable, match="RabbitMQ at 127"):
+                await newcomer.stats()
             await anyio.to_thread.run_sync(own_rabbitmq.start)
             await answering(queue)
             assert await queue.depth() == 2 * BUCKETS - 1
@@ -199,8 +202,8 @@ class TestRabbitMQIsKilled:
             assert {one.execution_id for one in served} == {one.execution_id for one in puts} - {
                 claimed.item.execution_id
             }
-            await queue.put(late := item())
-            assert (await take(queue)).item == late
+            await newcomer.put(late := item())
+            assert (await take(newcomer)).item == late
 
     async def test_and_has_lost_a_queue_and_the_others_are_served_and_put_to(
         self, rabbitmq_server: RabbitServer, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
@@ -239,19 +242,6 @@ class TestRabbitMQIsKilled:
             await other.put(puts[0])
             assert (await take(queue)).item == puts[0]
 
-    async def test_before_a_process_starts_and_it_works_when_it_is_there(
-        self, own_rabbitmq: RabbitServer, redis_server: RedisServer, anyio_backend: str
-    ) -> None:
-        own_rabbitmq.kill()
-        async with AsyncExitStack() as stack:
-            queue = await joining(own_rabbitmq, redis_server, stack)()
-            with pytest.raises(StoreUnavailable, match="RabbitMQ at 127"):
-                await queue.stats()
-            await anyio.to_thread.run_sync(own_rabbitmq.start)
-            await answering(queue)
-            await queue.put(put := item())
-            assert (await take(queue)).item == put
-
 
 @pytest.mark.anyio
 class TestPassword:
@@ -273,6 +263,8 @@ class TestPassword:
             case "no such host":
                 url = url.replace("127.0.0.1", "nowhere.invalid")
         said = ""
+        for name in ("aio_pika", "aiormq"):
+            caplog.set_level(logging.DEBUG, logger=name)
         with caplog.at_level(logging.DEBUG):
             try:
                 rabbit = RabbitOptions(SecretStr(url), prefix="p", timeout_seconds=10 if trouble == "none" else 2)

@@ -78,6 +78,7 @@ def test_chatter_of_libraries_and_the_access_log_are_left_out() -> None:
     configure_logging(stream=stream)
     logging.getLogger("mcp.server").info("processing")
     logging.getLogger("uvicorn.access").info("GET /?token=x")
+    logging.getLogger("aiormq.connection").error("refused, as our own line says")
     get_logger("sandbox").debug("detail")
     assert stream.getvalue() == ""
 
