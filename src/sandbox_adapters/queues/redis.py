@@ -1,4 +1,4 @@
-"""RedisQueue: pending executions between fronts and backs in many processes. See redis_scripts for what is kept where.
+"""RedisQueue: pending executions between fronts and backs in many processes. See redis_prelude for what is kept where.
 
 Why lists and scripts and not a stream with a consumer group: docs/adr/0011-queue-of-lists-in-redis.md.
 """

@@ -1,40 +1,14 @@
 """The scripts of RedisQueue: every change of the queue is one of them, so each happens wholly or not at all.
 
-All keys are under `{namespace}queue:`. A lane is one session of one principal; its name is `principal|session`, both
-quoted by `key_part`, so that no value of a caller reaches a key of another kind. What needs labels is in a lane of its
-own, `principal|session|labels`, the labels sorted and joined by commas. Such a set of labels has its own ring and its
-own lists of lanes, named with it, so that a taker looks only at what it may take. Principals and lanes that several
-rings name are served by one sequence.
-
-| key | what |
-| --- | --- |
-| `items` | hash, execution id -> `lane {json}`: everything that waits |
-| `since` | sorted set of `queued-at execution-id` of everything that waits, what waits longest first |
-| `lane:{lane}` | list of execution ids in order of arrival |
-| `lanes:{principal}` | sorted set of the principal's lanes, the one to be served next first |
-| `ring` | sorted set of principals, the one to be served next first |
-| `counts` | hash, principal -> how many of its items wait |
-| `asked` | hash, lane -> `question until`: a taker asks its admission about the lane's head |
-| `held` | sorted set of receipts that were handed over, scored by when they are handed out again |
-| `held:items` | hash, receipt -> `execution-id lane {json}` |
-| `wake` | list of tokens; a taker that has nothing to do pops one, blocking |
-| `wake:{offers}` | such a list for the takers that offer these labels |
-| `ring:{labels}`, `lanes:{principal}|{labels}` | `ring` and `lanes:{principal}` of what needs these labels |
-| `sets` | set of the sets of labels that something waits with |
-| `kinds` | hash, what an idle taker offers -> until when that is known; only of takers that offer labels |
-| `state`, `turns` | a counter for places in the rings, and how long the last hand-overs took, ms |
-
-Every key lives as long as pending executions may at least, and longer only when it is used again.
+The keys are told in redis_prelude.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from sandbox_adapters.queues.redis_prelude import MAX_TOKENS, PRELUDE
 from sandbox_adapters.redis_connection import LuaScript
-
-MAX_TOKENS: Final = 64
-"""Tokens that wait at most: each wakes one taker, and each hand-over wakes the next when more waits."""
 
 MAX_SETS: Final = 64
 """Different sets of labels that wait at most; a put with one more is refused as by a full queue."""
@@ -47,150 +21,9 @@ KIND_KNOWN_SECONDS: Final = 60
 
 _RECLAIMED_AT_ONCE: Final = 20
 
-_PRELUDE: Final = """
--- ARGV: namespace, life of the keys in ms, ...
-local Q, KEEP = ARGV[1] .. 'queue:', ARGV[2]
-local items, counts, ring, asked = Q .. 'items', Q .. 'counts', Q .. 'ring', Q .. 'asked'
-local held, held_items, wake, state, turns = Q .. 'held', Q .. 'held:items', Q .. 'wake', Q .. 'state', Q .. 'turns'
-local since, sets, kinds = Q .. 'since', Q .. 'sets', Q .. 'kinds'
-
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
-local function keep(...)
-  for _, key in ipairs({...}) do redis.call('PEXPIRE', key, KEEP) end
-end
-
-local function place_at_end() return redis.call('HINCRBY', state, 'seq', 1) end
-
-local function place_in_front(key)
-  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  return (tonumber(first[2] or '0')) - 1
-end
-
-local function principal_of(lane) return string.match(lane, '^([^|]*)') end
-
--- A set of labels is written sorted with commas; '' is none. A lane is `principal|session`, and `|labels` if there are.
-local function set_of(lane) return string.match(lane, '^[^|]*|[^|]*|(.*)$') or '' end
-
-local function ring_of(set) return set == '' and ring or ring .. ':' .. set end
-
-local function lanes_of(p, set) return Q .. 'lanes:' .. p .. (set == '' and '' or '|' .. set) end
-
-local function labels_in(set)
-  local found = {}
-  for label in string.gmatch(set, '[^,]+') do found[label] = true end
-  return found
-end
-
-local function covers(offered, set)
-  for label in string.gmatch(set, '[^,]+') do
-    if not offered[label] then return false end
-  end
-  return true
-end
-
-local function kinds_of_takers()
-  local at, known, living = now(), redis.call('HGETALL', kinds), {}
-  for i = 1, #known, 2 do
-    if tonumber(known[i + 1]) > at then living[#living + 1] = known[i] else redis.call('HDEL', kinds, known[i]) end
-  end
-  return living
-end
-
-local function push_token(offers, most)
-  local list = offers == '' and wake or wake .. ':' .. offers
-  if redis.call('LLEN', list) < most then
-    redis.call('RPUSH', list, '1')
-    keep(list)
-  end
-end
-
--- Wake one taker of each kind that may take what has this set of labels.
-local function wake_one(set, most)
-  if set == '' then return push_token('', most) end
-  for _, offers in ipairs(kinds_of_takers()) do
-    if covers(labels_in(offers), set) then push_token(offers, most) end
-  end
-end
-
--- Wake one taker of each kind for which something waits, unless one is woken already.
-local function wake_for_the_rest(sets_waiting)
-  if redis.call('EXISTS', ring) == 1 then push_token('', 1) end
-  for _, offers in ipairs(#sets_waiting > 0 and kinds_of_takers() or {}) do
-    local offered = labels_in(offers)
-    for _, set in ipairs(sets_waiting) do
-      if covers(offered, set) then
-        push_token(offers, 1)
-        break
-      end
-    end
-  end
-end
-
--- Times are all in UTC and so sort as texts. Quotes in what callers named are escaped, and so match nothing here.
-local function age_mark(id, value) return (string.match(value, '"queued_at":"([^"]+)"') or '') .. ' ' .. id end
-
-local function enter(id, value, in_front)
-  local lane = string.match(value, '^(%S+) ')
-  local p, set = principal_of(lane), set_of(lane)
-  local list, lanes, its_ring = Q .. 'lane:' .. lane, lanes_of(p, set), ring_of(set)
-  if redis.call('HLEN', items) == 0 then redis.call('HSET', state, 'began', now()) end
-  redis.call('HSET', items, id, value)
-  redis.call('HINCRBY', counts, p, 1)
-  redis.call('ZADD', since, 0, age_mark(id, value))
-  if in_front then
-    redis.call('LPUSH', list, id)
-    redis.call('ZADD', its_ring, place_in_front(its_ring), p)
-    redis.call('ZADD', lanes, place_in_front(lanes), lane)
-  else
-    redis.call('RPUSH', list, id)
-    redis.call('ZADD', its_ring, 'NX', place_at_end(), p)
-    redis.call('ZADD', lanes, 'NX', place_at_end(), lane)
-  end
-  if set ~= '' then
-    redis.call('SADD', sets, set)
-    keep(sets)
-  end
-  keep(items, counts, list, its_ring, lanes, state, since)
-  wake_one(set, MAX_TOKENS)
-end
-
-local function leave_ring(lane, p)
-  local set = set_of(lane)
-  redis.call('HDEL', asked, lane)
-  redis.call('ZREM', lanes_of(p, set), lane)
-  if redis.call('ZCARD', lanes_of(p, set)) > 0 then return end
-  redis.call('ZREM', ring_of(set), p)
-  if set ~= '' and redis.call('EXISTS', ring_of(set)) == 0 then redis.call('SREM', sets, set) end
-end
-
-local function forget(id)
-  local value = redis.call('HGET', items, id)
-  if not value then return nil end
-  local lane = string.match(value, '^(%S+) ')
-  local p = principal_of(lane)
-  redis.call('HDEL', items, id)
-  redis.call('ZREM', since, age_mark(id, value))
-  redis.call('LREM', Q .. 'lane:' .. lane, 1, id)
-  if redis.call('HINCRBY', counts, p, -1) <= 0 then redis.call('HDEL', counts, p) end
-  if redis.call('LLEN', Q .. 'lane:' .. lane) == 0 then leave_ring(lane, p) end
-  local rest = redis.call('HLEN', items)
-  if rest == 0 then
-    redis.call('DEL', wake, since)
-    for _, offers in ipairs(set_of(lane) ~= '' and kinds_of_takers() or {}) do
-      redis.call('DEL', wake .. ':' .. offers)
-    end
-  end
-  return value, lane, p, rest
-end
-""".replace("MAX_TOKENS", str(MAX_TOKENS))
-
 
 def _script(body: str) -> LuaScript:
-    return LuaScript(_PRELUDE + body)
+    return LuaScript(PRELUDE + body)
 
 
 PUT: Final = _script(
