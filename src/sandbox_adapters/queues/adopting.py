@@ -14,7 +14,7 @@ from sandbox_adapters.redis_connection import RedisConnection
 from sandbox_core.domain.errors import InfrastructureError, ServerDraining, ServerFull
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.ports.clock import Clock
-from sandbox_core.ports.queue import ExecutionQueue
+from sandbox_core.ports.queue import Delivery, ExecutionQueue
 from sandbox_core.ports.store import StateStore
 
 _log = logging.getLogger("sandbox_adapters.queue")
@@ -38,6 +38,9 @@ class AdoptingQueue(Background):
     lease this asks for those whose time is over, and queues what the queue does not have: it never started anywhere,
     and the claim starts it at most once. Without any, that is one script each time.
 
+    `done` returns at once and tells the engine meanwhile: what was claimed need not wait for that. An acknowledgement
+    that is lost, with this process or at its end, only lets the item be handed out once more, in vain.
+
     Args:
         queue: entered and left with this.
         store: where pending executions are read.
@@ -57,7 +60,6 @@ class AdoptingQueue(Background):
         self._every = lease_seconds
         self.put = queue.put
         self.take = queue.take
-        self.done = queue.done
         self.give_back = queue.give_back
         self.remove = queue.remove
         self.recheck = queue.recheck
@@ -76,6 +78,19 @@ class AdoptingQueue(Background):
             await super().__aexit__(kind, error, trace)
         finally:
             await self._queue.__aexit__(kind, error, trace)
+
+    async def done(self, delivery: Delivery) -> None:
+        """Forget the item, soon."""
+        if self._tasks is None:
+            await self._queue.done(delivery)
+        else:
+            self._tasks.start_soon(self._acknowledge, delivery)
+
+    async def _acknowledge(self, delivery: Delivery) -> None:
+        try:
+            await self._queue.done(delivery)
+        except Exception:  # noqa: BLE001  # the outermost handler of one acknowledgement: the others go on
+            _log.exception("%s will be handed out again, in vain", delivery.item.execution_id)
 
     async def _work(self) -> None:
         await rounds(
