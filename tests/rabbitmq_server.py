@@ -32,7 +32,16 @@ PASSWORD = "tidal-marsh-41"
 
 _START_SECONDS = 90.0
 _PAUSE_SECONDS = 0.05
-_SCRIPTS = Path("/usr/lib/rabbitmq/bin")
+_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+_RUN = f"""
+epmd &
+until epmd -names >/dev/null; do sleep 0.1; done
+({_SERVER}; kill -KILL 0) &
+read -r _
+kill -KILL 0
+"""
+"""Ends with the broker, and ends the broker when its standard input does: with this process, however that ends."""
 
 
 class RabbitServer:
@@ -43,8 +52,6 @@ class RabbitServer:
         self.port = free_port()
         self.tls_port = free_port()
         self.certificate = self_signed(directory, "rabbitmq")
-        self._epmd_port = free_port()
-        self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         name = f"rabbit{uuid4().hex[:8]}@localhost"
         (directory / "rabbitmq.conf").write_text(
@@ -63,7 +70,7 @@ class RabbitServer:
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(directory),
-            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": name,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
@@ -90,17 +97,12 @@ class RabbitServer:
 
     def start(self) -> None:
         """Start it, or start it again; returns when it answers."""
-        if self._epmd is None:
-            self._epmd = subprocess.Popen(
-                ["epmd"], env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            _until(lambda: _listens(self._epmd_port), "epmd does not answer")
         with (self.directory / "output").open("ab") as output:
             self._process = subprocess.Popen(
-                [_SCRIPTS / "rabbitmq-server"],
+                ["/bin/sh", "-c", _RUN],
                 env=self._environment,
                 cwd=self.directory,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -108,21 +110,15 @@ class RabbitServer:
         _until(self._answers, f"rabbitmq-server does not answer on port {self.port}")
 
     def kill(self) -> None:
-        """End it as a crash would."""
-        if self._process is not None:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(_START_SECONDS)
-            self._process = None
+        """End it as a crash would, and all that it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(_START_SECONDS)
+            if process.stdin is not None:
+                process.stdin.close()
             _until(lambda: not _listens(self.port), "the broker that was killed still listens")
-
-    def close(self) -> None:
-        """End all that was started."""
-        self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
-            self._epmd.wait(_START_SECONDS)
-            self._epmd = None
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
@@ -139,7 +135,7 @@ def running_rabbitmq() -> Iterator[RabbitServer]:
             server.start()
             yield server
         finally:
-            server.close()
+            server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +155,7 @@ def own_rabbitmq() -> Iterator[RabbitServer]:
 
 
 def _need_rabbitmq() -> None:
-    if not (_SCRIPTS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
+    if not _SERVER.exists() or shutil.which("epmd") is None:
         pytest.skip("rabbitmq-server is missing; apt-get install rabbitmq-server")
 
 
