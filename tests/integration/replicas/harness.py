@@ -132,7 +132,8 @@ def printed(events: Sequence[dict[str, object]]) -> str:
 def _with_ports(configuration: Path, servers: Sequence[Served], port: int) -> str:
     text = configuration.read_text()
     for number, served in enumerate(servers):
-        text = text.replace(f"server localhost:{8080 + number} ", f"server 127.0.0.1:{served.port} ")
+        for name in (f"localhost:{8080 + number}", f"replica{number + 1}:8080"):
+            text = text.replace(f"server {name} ", f"server 127.0.0.1:{served.port} ")
     text = re.sub(r"server localhost:80\d\d [^;]*;", "", text)
     return re.sub(r"listen 80;", f"listen 127.0.0.1:{port};", text)
 

@@ -1,0 +1,100 @@
+"""The composition, its parts started on loopback with the commands, variables and probes that it gives them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess  # noqa: TID251  # docker judges its own file
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.integration.deploy.written import PASSWORD, ROOT, TOKEN, Engine, image, services
+from tests.integration.mcp.harness import call, connected
+from tests.integration.replicas.harness import DEPLOY, need, nginx
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.anyio
+async def test_three_replicas_behind_nginx_answer_as_one(engine: Engine, tmp_path: Path) -> None:
+    need("redis-server")
+    composed, built = services(), image()
+    redis = composed["redis"]
+    where = ["--bind", "127.0.0.1", "--port", str(engine.redis_port), "--dir", str(tmp_path)]
+    engine.redis([*redis["command"], *where], redis["healthcheck"]["test"][1:], redis["environment"])
+    assert built.entrypoint == ["sandbox"]
+    replicas = [
+        engine.serve(built.arguments, built.variables | service["environment"])
+        for service in composed.values()
+        if service["image"] == "sandbox-mcp"
+    ]
+    for replica in replicas:
+        probe = [word.replace("8080", str(replica.port)) for word in built.health]
+        assert engine.run(probe, {}).returncode == 0
+        assert replica.health().json()["store"] == "redis"
+    with nginx(DEPLOY / "compose" / "nginx.conf", replicas, tmp_path) as address:
+        url = f"{address}/mcp"
+        async with connected(url, "auto", TOKEN) as one, connected(url, "legacy", TOKEN) as other:
+            started = await call(one, "execute_code_async", command="read line; echo got $line", interactive=True)
+            asked = {"execution_id": started["execution_id"]}
+            await call(other, "send_stdin", **asked, input_data="it\n")
+            said = await call(one, "get_execution_output", **asked, wait=True, wait_seconds=60)
+            assert (said["status"], said["stdout"]) == ("completed", "got it\n")
+    replicas[0].stop()
+    dead = [word.replace("8080", str(replicas[0].port)) for word in built.health]
+    assert engine.run(dead, {}).returncode != 0
+    assert not any(PASSWORD in replica.log.read_text() for replica in replicas)
+
+
+def test_docker_takes_the_composition() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("does not apply: this machine has no docker compose")
+    said = subprocess.run(
+        [docker, "compose", "-f", str(DEPLOY / "compose" / "compose.yaml"), "config", "--quiet"],
+        env={"REDIS_PASSWORD": PASSWORD, "SANDBOX_AUTH_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+
+
+def test_the_image_s_steps_install_the_whole_package(engine: Engine, tmp_path: Path) -> None:
+    """Its build stage, with the packages at hand in place of a registry."""
+    stage = (DEPLOY / "compose" / "Dockerfile").read_text().split("\nFROM ")[1]
+    source, target = tmp_path / "src", tmp_path / "installed"
+    source.mkdir()
+    for line in stage.splitlines():
+        if line.startswith("COPY "):
+            *names, into = line.split()[1:]
+            for name in names:
+                copied = source / into / ("" if into != "./" else name) if into != name else source / name
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / name).is_dir():
+                    shutil.copytree(ROOT / name, copied, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(ROOT / name, copied)
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--target", str(target)]
+    installed = engine.run(["python", "-m", "pip", "install", *options, str(source)], {})
+    assert installed.returncode == 0, installed.stderr
+    assert files(target) == files(ROOT / "src")
+    assert (target / "bin" / "sandbox").exists()
+
+
+def test_the_image_has_what_the_package_and_every_extra_need() -> None:
+    pinned = (ROOT / "requirements" / "runtime.txt").read_text()
+    for text in distribution("sandbox-mcp").requires or []:
+        assert f"\n{Requirement(text).name}==" in pinned, text
+
+
+def files(directory: Path) -> set[str]:
+    return {
+        str(path.relative_to(directory))
+        for package in directory.glob("sandbox_*")
+        if package.suffix != ".dist-info"
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
