@@ -35,7 +35,7 @@ class Metrics:
 
     Args:
         counts: kept by a CountingStateStore.
-        connections: the ways to Redis by what they are for, in a few words of ours; empty with state in memory.
+        connections: the ways to servers by what they are for, in a few words of ours; empty with state in memory.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Metrics:
         yield _counter("sandbox_leases_lost", "Executions that another node took over.", counts.leases_lost)
         yield _counter("sandbox_retries", "Lost executions that were queued again.", counts.retries)
         if self._connections:
-            yield from self._of_redis()
+            yield from self._of_connections()
         yield GaugeMetricFamily("sandbox_draining", "1 when nothing new is admitted.", value=self._service.draining)
         build = GaugeMetricFamily("sandbox_build_info", "The version that runs.", labels=["version"])
         build.add_metric([self._version], 1)
@@ -114,9 +114,9 @@ class Metrics:
         yield GaugeMetricFamily("sandbox_slots_busy", "Executions that this process runs.", value=busy)
         yield GaugeMetricFamily("sandbox_slots_free", "How many more it would take; 0 as it drains.", value=free)
 
-    def _of_redis(self) -> Iterator[Metric]:
-        asked = CounterMetricFamily("sandbox_redis_round_trips", "Commands and scripts sent.", labels=["connection"])
-        failed = CounterMetricFamily("sandbox_redis_errors", "Redis was away, or refused.", labels=["connection"])
+    def _of_connections(self) -> Iterator[Metric]:
+        asked = CounterMetricFamily("sandbox_backend_round_trips", "How often it was asked.", labels=["connection"])
+        failed = CounterMetricFamily("sandbox_backend_errors", "It was away, or refused.", labels=["connection"])
         for name, connection in self._connections.items():
             asked.add_metric([name], connection.asked)
             failed.add_metric([name], connection.failed)

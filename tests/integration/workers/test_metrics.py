@@ -51,7 +51,7 @@ async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: Red
             for each in told:
                 assert each.value("sandbox_queue_up") == each.value("sandbox_queue_depth") == 1
                 assert each.value("sandbox_queue_oldest_age_seconds") > 0
-                assert each.value("sandbox_redis_round_trips_total", connection="state") > 0
+                assert each.value("sandbox_backend_round_trips_total", connection="state") > 0
             assert [each.value("sandbox_slots_busy") for each in told] == [0, 0, 2, 2]
             assert [each.value("sandbox_slots_free") for each in told] == [0, 0, 0, 0]
             assert ended(told, "exited") == 6
@@ -76,7 +76,7 @@ async def test_a_server_by_itself_needs_the_scraper_s_token_and_takes_no_caller_
             assert said.status_code == 401
             assert "sandbox_" not in said.text
         assert get(served, method="POST").status_code == 405
-        assert "sandbox_redis_round_trips_total" not in scrape(served).names()
+        assert "sandbox_backend_round_trips_total" not in scrape(served).names()
         refused = httpx2.post(served.url, json={}, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20)
         assert refused.status_code == 401
         assert get(served, method="HEAD").content == b""

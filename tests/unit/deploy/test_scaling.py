@@ -66,8 +66,8 @@ async def test_every_metric_that_a_query_names_is_told() -> None:
         assert named
         assert named <= told, query
     documented = set(re.findall(r"`(sandbox_[a-z_]+)[`{]", (ROOT / "docs" / "scaling.md").read_text()))
-    of_redis = {"sandbox_redis_round_trips_total", "sandbox_redis_errors_total"}
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in told} == documented - of_redis
+    of_connections = {"sandbox_backend_round_trips_total", "sandbox_backend_errors_total"}
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in told} == documented - of_connections
 
 
 @pytest.mark.parametrize("name", TARGETED)
