@@ -48,6 +48,7 @@ PATIENCE_SECONDS: Final = ENOUGH_SECONDS
 _PAGE_BYTES: Final = 16 << 20
 _RENEWED_AT_ONCE: Final = 200
 _FRESH: Final = 256
+_UNSURE: Final = 256
 _LARGEST_FRESH_BYTES: Final = 64 * 1024
 _HERE_SECONDS: Final = 0.1
 _LOOK_AGAIN_SECONDS: Final = 0.25
@@ -89,6 +90,8 @@ class RedisStateStore:
         self._ttl = ttl_seconds
         # Documents that were created here and not claimed yet, so that a claim need not ask for them.
         self._fresh: OrderedDict[ExecutionId, bytes] = OrderedDict()
+        # Claims whose answer never came, with the document and the word that they were asked for with.
+        self._unsure_claims: dict[tuple[ExecutionId, NodeId], tuple[bytes | None, str]] = {}
 
     async def __aenter__(self) -> Self:
         self._wakes.start()
@@ -158,8 +161,12 @@ class RedisStateStore:
         return ExecutionPage(executions, ExecutionId(last.decode()) if word == b"MORE" else None)
 
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:
-        """Move pending to running. A second round trip when neither `create` nor `reserve` saw the execution here."""
+        """Move pending to running. A second round trip when neither `create` nor `reserve` saw the execution here.
+
+        A claim whose answer never came is asked for again by its own word, so that it is found if it was made.
+        """
         known, name = self._fresh.pop(execution_id, None), nonce()
+        known, name = self._unsure_claims.pop((execution_id, node), (known, name))
         while True:
             execution, started = None, b""
             if known is not None:
@@ -168,9 +175,15 @@ class RedisStateStore:
                     raise StoredDataCorrupt(f"execution {execution_id}", "its document is not that of a pending one")
                 execution = execution.apply(execution.start(node, self._clock.now()))
                 started = encode_execution(execution)
-            answer = await self._calls.run_on(
-                self._scripts.claim, execution_id, *(milliseconds(lease_seconds), known or b"", started, name)
-            )
+            try:
+                answer = await self._calls.run_on(
+                    self._scripts.claim, execution_id, *(milliseconds(lease_seconds), known or b"", started, name)
+                )
+            except StoreUnavailable:
+                self._unsure_claims[execution_id, node] = (known, name)
+                if len(self._unsure_claims) > _UNSURE:
+                    self._unsure_claims.pop(next(iter(self._unsure_claims)))
+                raise
             match answer:
                 case [b"OK", int(token), int(seq)] if execution is not None:
                     return Claim(self._leased(execution_id, node, token, seq, lease_seconds), execution)

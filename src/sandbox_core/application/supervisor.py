@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -27,12 +28,17 @@ from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.control import ControlChannel
 from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
 from sandbox_core.ports.runner import ProcessRunner
-from sandbox_core.ports.store import Quota, StateStore
+from sandbox_core.ports.store import Claim, Quota, StateStore
 
 _log = logging.getLogger("sandbox_core.supervisor")
 
 DRAIN_SLACK_SECONDS = 5.0
 """What a drain adds to the kill grace before it cancels what still hangs."""
+
+CLAIM_SECONDS = 60.0
+"""How long a claim is asked for while the store is away: it may have been made, and then nobody else runs it."""
+
+_FIRST_PAUSE_SECONDS = 0.05
 
 _DRAINED = "Ended because the server is shutting down."
 
@@ -215,15 +221,31 @@ class ExecutionSupervisor:
     async def _claim_and_execute(self, delivery: Delivery, run: ExecutionRun) -> None:
         item = delivery.item
         try:
-            claim = await self._store.claim(item.execution_id, self._node, lease_seconds=self._config.lease_seconds)
+            claim = await self._claim(item.execution_id)
         except (ClaimRefused, ExecutionNotFound):
             await self._queue.done(delivery)
             return
-        except StoreUnavailable:
-            await self._queue.give_back(delivery)
-            raise
+        except StoreUnavailable as error:
+            _log.warning("%s is given back unclaimed: %s", item.execution_id, error)
+            with suppress(InfrastructureError):  # then the queue hands it out again by itself
+                await self._queue.give_back(delivery)
+            return
         await self._queue.done(delivery)
         await run.execute(claim)
+
+    async def _claim(self, execution_id: ExecutionId) -> Claim:
+        """Claim, asking again while the store is away: given up at once, a claim that was made would be lost."""
+        give_up = self._clock.monotonic() + CLAIM_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._store.claim(execution_id, self._node, lease_seconds=self._config.lease_seconds)
+            except StoreUnavailable:
+                now = self._clock.monotonic()
+                if now >= give_up or self._draining:
+                    raise
+                await self._clock.sleep_until(now + pause)
+                pause = min(2 * pause, self._config.retry_seconds)
 
     async def _let_go(self, item: QueueItem) -> None:
         try:

@@ -126,6 +126,8 @@ class StateStore(Protocol):
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:
         """Move pending to running for `node`, with a lease. Exactly one caller succeeds.
 
+        After StoreUnavailable the claim may have been made: the same node asks again, and is given it then.
+
         Raises ClaimRefused when it is not pending or its time to wait is over, ExecutionNotFound.
         """
         ...

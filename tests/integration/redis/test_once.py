@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from sandbox_adapters.stores.redis import RedisStateStore
-from sandbox_core.domain.errors import LeaseLost, StoreUnavailable
+from sandbox_core.domain.errors import ClaimRefused, LeaseLost, StoreUnavailable
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import NodeId
 from sandbox_core.domain.status import ExecutionStatus
@@ -72,6 +72,22 @@ async def test_an_append_tried_again_after_an_error_lands_once(
     if not ends:
         assert await store.append(claim.lease, drafts) == 4
     assert await texts(store, claim.execution) == [b"a", b"b"] * (1 if ends else 2)
+
+
+async def test_a_claim_tried_again_after_an_error_is_found_if_it_was_made(
+    way: FlakyWay, store: RedisStateStore, redis_server: RedisServer
+) -> None:
+    wanted = await store.create(pending(CLOCK))
+    way.lose_replies(2)
+    with pytest.raises(StoreUnavailable):
+        await store.claim(wanted.id, NODE, lease_seconds=15)
+    async with opened(redis_server) as other:
+        with pytest.raises(ClaimRefused):
+            await other.claim(wanted.id, NodeId("other"), lease_seconds=15)
+    claim = await store.claim(wanted.id, NODE, lease_seconds=15)
+    assert await store.append(claim.lease, [exited(CLOCK)], ended(claim.execution, CLOCK)) == 1
+    with pytest.raises(ClaimRefused):
+        await store.claim(wanted.id, NODE, lease_seconds=15)
 
 
 async def test_a_putting_back_tried_again_after_an_error_lands_once(way: FlakyWay, store: RedisStateStore) -> None:

@@ -18,6 +18,9 @@ from tests.redis_server import RedisServer, running_redis
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio, pytest.mark.timeout(300)]
 
+LEASE = "9"
+"""The default: a busy machine must not be taken for a dead worker, since nothing may be lost here."""
+
 SLOW = "for i in 1 2 3 4; do echo $i; sleep 0.2; done"
 
 
@@ -41,7 +44,8 @@ async def test_redis_killed_again_and_again_under_load(
     own_redis: RedisServer, tmp_path: Path, witness: Witness
 ) -> None:
     ids: dict[int, str] = {}
-    with fleet(own_redis, tmp_path, concurrency=3, SANDBOX_CEILING=json.dumps(witness.grant)) as mine:
+    ceiling = json.dumps(witness.grant)
+    with fleet(own_redis, tmp_path, concurrency=3, SANDBOX_LEASE_SECONDS=LEASE, SANDBOX_CEILING=ceiling) as mine:
         async with connected(mine.servers[0].url) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(submit, client, 40, witness, ids)
             for share in (8, 16, 24):
@@ -78,7 +82,8 @@ async def restarted_with_messages_waiting(
     redis: RedisServer, queue: RedisServer, directory: Path, witness: Witness, *, forgets: bool
 ) -> dict[int, str]:
     ids: dict[int, str] = {}
-    variables = {"SANDBOX_QUEUE_URL": queue.url, "SANDBOX_CEILING": json.dumps(witness.grant)}
+    ceiling = json.dumps(witness.grant)
+    variables = {"SANDBOX_QUEUE_URL": queue.url, "SANDBOX_CEILING": ceiling, "SANDBOX_LEASE_SECONDS": LEASE}
     with fleet(redis, directory, servers=1, workers=0, concurrency=2, **variables) as mine:
         async with connected(mine.servers[0].url) as client:
             await submit(client, 12, witness, ids)
@@ -100,7 +105,8 @@ async def test_a_rolling_restart_of_the_workers_loses_nothing(
 ) -> None:
     ids: dict[int, str] = {}
     restarted = anyio.Event()
-    variables = {"SANDBOX_CEILING": json.dumps(witness.grant), "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
+    ceiling = json.dumps(witness.grant)
+    variables = {"SANDBOX_CEILING": ceiling, "SANDBOX_LEASE_SECONDS": LEASE, "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
     with fleet(own_redis, tmp_path, servers=1, workers=3, concurrency=2, **variables) as mine:
 
         async def produce(client: Client) -> None:
