@@ -33,10 +33,10 @@ _COUNTING = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); sleep 0.005
 
 
 @asynccontextmanager
-async def sandbox_on(server: RedisServer) -> AsyncIterator[Sandbox]:
+async def sandbox_on(server: RedisServer, timeout_seconds: float = 0.5) -> AsyncIterator[Sandbox]:
     """Open a sandbox whose state is on this server, with the runner that starts fastest."""
     settings = Settings.model_validate(
-        {"redis_url": server.url, "redis_timeout_seconds": 0.5, "runner": "local", "log_file": ""}
+        {"redis_url": server.url, "redis_timeout_seconds": timeout_seconds, "runner": "local", "log_file": ""}
     )
     async with open_sandbox(settings) as sandbox:
         yield sandbox
@@ -128,7 +128,8 @@ async def test_a_server_starts_without_redis_and_works_when_it_comes(
 ) -> None:
     caplog.set_level(logging.INFO)
     own_redis.stop()
-    async with sandbox_on(own_redis) as sandbox:
+    # Nothing listens, which is known at once; the rest is about a Redis that works, however slow the machine is.
+    async with sandbox_on(own_redis, timeout_seconds=10) as sandbox:
         assert (await sandbox.health()).status == "unavailable"
         with pytest.raises(StoreUnavailable, match="cannot be reached"):
             await sandbox.run("true")

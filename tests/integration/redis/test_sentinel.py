@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,16 +24,23 @@ pytestmark = pytest.mark.anyio
 _BOUND_SECONDS = 60
 
 
+@contextmanager
+def watching(master: RedisServer, directory: Path) -> Iterator[RedisServer]:
+    """Run a Sentinel. It looks for replicas at once, and then every 10 s."""
+    configuration = directory / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+        "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+    )
+    with running_redis(sentinel=configuration) as server:
+        yield server
+
+
 @pytest.fixture
 def sentinel(own_redis: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
     """Watch `own_redis`, which has a user with a password."""
     own_redis.ask("ACL", "SETUSER", "app", "on", ">data-s3cret", "~*", "&*", "+@all")
-    configuration = tmp_path / "sentinel.conf"
-    configuration.write_text(
-        f"sentinel monitor main 127.0.0.1 {own_redis.port} 1\n"
-        "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
-    )
-    with running_redis(sentinel=configuration) as server:
+    with watching(own_redis, tmp_path) as server:
         yield server
 
 
@@ -57,15 +64,24 @@ async def test_the_store_works_through_sentinel(sentinel: RedisServer) -> None:
                 await store.append(claim.lease, [printed(CLOCK, b"a")])
 
 
-async def test_a_failover_is_followed(sentinel: RedisServer, own_redis: RedisServer) -> None:
-    with running_redis("--replicaof", "127.0.0.1", str(own_redis.port)) as replica, anyio.fail_after(_BOUND_SECONDS):
+async def test_a_failover_is_followed(own_redis: RedisServer, tmp_path: Path) -> None:
+    with (
+        running_redis("--replicaof", "127.0.0.1", str(own_redis.port)) as replica,
+        anyio.fail_after(_BOUND_SECONDS),
+        ExitStack() as stack,
+    ):
+        while replica.ask("ROLE")[3] != b"connected":
+            await anyio.lowlevel.checkpoint()
+        sentinel = stack.enter_context(watching(own_redis, tmp_path))
         async with RedisConnection(options(sentinel, user="")) as redis, RedisStateStore(redis, CLOCK) as store:
             execution = await store.create(pending(CLOCK))
             while not (replica.ask("EXISTS", f"execution:{execution.id}") and _fails_over(sentinel)):
                 await anyio.lowlevel.checkpoint()
             while replica.ask("ROLE")[0] != b"master":
                 await anyio.lowlevel.checkpoint()
-            # What the old master still takes is gone with it; it is told of its new place soon after.
+            # What the Sentinel itself tells the old master, up to 15 s later; what that takes until then is gone.
+            own_redis.ask("REPLICAOF", "127.0.0.1", replica.port)
+            own_redis.ask("CLIENT", "KILL", "TYPE", "normal")
             again = None
             while again is None or not replica.ask("EXISTS", f"execution:{again.id}"):
                 with suppress(StoreUnavailable):
@@ -74,7 +90,7 @@ async def test_a_failover_is_followed(sentinel: RedisServer, own_redis: RedisSer
 
 
 def _fails_over(sentinel: RedisServer) -> bool:
-    """Ask for a failover; False while the Sentinel has not found the replica, which it looks for every 10 s."""
+    """Ask for a failover; False while the Sentinel has not found the replica."""
     try:
         sentinel.ask("SENTINEL", "FAILOVER", "main")
     except ResponseError:
