@@ -37,7 +37,7 @@ test: $(STAMP) ## Everything: the checks, all tests, and the unit tests on the o
 	$(BIN)/ruff check .
 	$(BIN)/mypy src tests examples benchmarks scripts
 	$(BIN)/lint-imports
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadscope $(PYTEST_ARGS)
 	@VENV=$(VENV) bash scripts/test_versions.sh --others tests/unit
 
 unit: $(STAMP) ## Only the unit tests

@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.skips", "tests.redis_server", "tests.nats_server", "tests.rabbitmq_server"]
+pytest_plugins = ["tests.skips", "tests.redis_server", "tests.nats_server", "tests.rabbitmq_server", "tests.tracks"]
 
 # Examples take as long as the machine is busy, so there is no deadline; the number of examples is the bound. In CI the
 # same examples come every time, so that a failure there is a change of the code.
