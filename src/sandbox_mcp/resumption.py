@@ -32,6 +32,9 @@ FOLLOW_SECONDS: Final = 900.0
 PING_SECONDS: Final = 15.0
 MAX_FOLLOWERS: Final = 100
 
+_LARGEST: Final = 2**64 - 1
+"""In each half of a place in a stream of Redis, which refuses to look for what is beyond it."""
+
 _EVENT_ID = re.compile(r"([0-9a-f]{32})/([0-9a-f]{32})/([0-9]{1,20}-[0-9]{1,20})")
 _log = get_logger(__name__)
 
@@ -48,7 +51,9 @@ class Place:
     def parse(cls, text: str) -> Place | None:
         """Return the place that a Last-Event-ID names; None for what we never sent."""
         found = _EVENT_ID.fullmatch(text)
-        return None if found is None else cls(*found.groups())
+        if found is None or any(int(half) > _LARGEST for half in found[3].split("-")):
+            return None
+        return cls(*found.groups())
 
     def at(self, entry: str) -> str:
         """Return the event id of another message of the same stream."""

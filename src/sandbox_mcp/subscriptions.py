@@ -102,7 +102,8 @@ class Subscriptions:
 
     async def unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
         """Stop watching; no error for what was not subscribed."""
-        scope = self._session(ctx).watches.get(params.uri)
+        # At once, and not when the watch has ended: who subscribes again before that begins anew.
+        scope = self._session(ctx).watches.pop(params.uri, None)
         if scope is not None:
             scope.cancel()
         return types.EmptyResult()

@@ -129,7 +129,8 @@ async def test_nobody_else_resumes_it(two: list[Replica], own_redis: RedisServer
         session = await older_session(alice, two[0].url)
         with anyio.fail_after(PATIENCE_SECONDS):
             stopped_at = await started_and_broken_off(alice, two[0].url, session)
-        for event_id in (stopped_at, stopped_at[:-1] + "*", f"{'0' * 32}/{'0' * 32}/0-1", "../execution:1"):
+        nowhere = f"{'0' * 32}/{'0' * 32}"
+        for event_id in (stopped_at, stopped_at[:-1] + "*", f"{nowhere}/0-1", f"{nowhere}/{2**64}-0", "../execution:1"):
             headers = {**session, "Last-Event-ID": event_id, "Accept": "text/event-stream"}
             for replica in two:
                 answer = await bob.get(replica.url, headers=headers)

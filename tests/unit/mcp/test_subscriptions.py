@@ -131,6 +131,19 @@ async def test_an_unsubscribed_uri_gives_its_place_back() -> None:
             await can_take(places, 1)
 
 
+async def test_who_unsubscribes_and_at_once_subscribes_again_is_told() -> None:
+    session, service = Session(), Running()
+    call: Any = Context(session)
+    async with subscribing(WatchPlaces(), service) as subject:
+        await subject.subscribe(call, subscribe_to(1))
+        await subject.unsubscribe(call, types.UnsubscribeRequestParams(uri=uri(1)))
+        await subject.subscribe(call, subscribe_to(1))
+        service.news.set()
+        while not session.sent:
+            await checkpoint()
+        await session._connection.exit_stack.aclose()
+
+
 async def test_a_refused_subscription_holds_no_place() -> None:
     class Nothing:
         async def read(self, *_: Any, **__: Any) -> Any:
