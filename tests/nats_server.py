@@ -26,6 +26,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.redis_server import free_port
+from tests.stopping import pause
 
 _START_SECONDS = 30.0
 _PAUSE_SECONDS = 0.01
@@ -83,7 +84,8 @@ class NatsServer:
 
     def pause(self) -> None:
         """Stop its clockwork: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        if self._process is not None and self._process.poll() is None:
+            pause(self._process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from tests.redis_container import ContainerRedis, docker_answers
+from tests.stopping import pause
 
 _START_SECONDS = 15.0
 _PAUSE_SECONDS = 0.01
@@ -76,7 +77,11 @@ class RedisServer:
 
     def pause(self) -> None:
         """Stop its clockwork: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        if isinstance(self._process, subprocess.Popen):
+            if self._process.poll() is None:
+                pause(self._process.pid)
+        else:
+            self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on."""

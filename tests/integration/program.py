@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 
 from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, eventually, free_port, start_sandbox
+from tests.stopping import pause
 
 
 class Program(Served):
@@ -54,7 +55,7 @@ class Program(Served):
 
     def pause(self) -> None:
         """Stop its clockwork."""
-        self.process.send_signal(signal.SIGSTOP)
+        pause(self.process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

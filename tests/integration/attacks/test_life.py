@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
@@ -28,6 +29,7 @@ from sandbox_core.testing.runner_harness import (
     read_until,
     run_command,
 )
+from tests.stopping import pause, wait_stopped
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -120,10 +122,18 @@ async def test_every_other_end_is_checked_too(runner: BubblewrapRunner, token: s
     assert processes_with(token) == []
 
 
+def _until_stopped(token: str) -> None:
+    """Return when the shell that says the token, and what it started, stand still."""
+    for pid in processes_with(token):
+        if Path(f"/proc/{pid}/comm").read_text().strip() in ("bash", "sh", "sleep"):
+            wait_stopped(pid)
+
+
 async def test_what_stops_everything_is_still_ended(runner: BubblewrapRunner, token: str) -> None:
     stop = f"sleep {token} & echo up; kill -STOP -1 $$"
     async with runner.start(launch_of(Command(shell=stop))) as process:
         await read_until(process, Stream.STDOUT, b"up")
+        await anyio.to_thread.run_sync(_until_stopped, token)
         await process.terminate()
         await process.kill()
         with anyio.fail_after(_BOUND_SECONDS):
@@ -164,7 +174,7 @@ async def _kill_both(token: str, *without: Control) -> None:
     server, launcher = _server(token, *without)
     with server:
         assert processes_with(token)
-        os.kill(launcher, signal.SIGSTOP)
+        pause(launcher)
         server.kill()
         os.kill(launcher, signal.SIGKILL)
     await _until(lambda: not Path(f"/proc/{launcher}").exists())

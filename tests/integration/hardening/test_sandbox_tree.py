@@ -19,6 +19,7 @@ from sandbox_core.domain.command import Command
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
 from sandbox_core.testing.runner_harness import Finished, launch_of, run_command
+from tests.stopping import pause
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -195,7 +196,7 @@ def test_the_launcher_removes_the_cgroups_of_a_server_that_was_killed() -> None:
 async def test_the_next_runner_removes_what_a_killed_server_and_launcher_left(anyio_backend: str) -> None:
     server, launcher, directories = start_server()
     with server:
-        os.kill(launcher, signal.SIGSTOP)
+        pause(launcher)
         waiting = children(launcher)
         server.kill()
         os.kill(launcher, signal.SIGKILL)

@@ -93,7 +93,15 @@ async def test_it_fits_its_schema_and_tells_no_secret_and_no_other_path(client: 
 async def test_the_text_says_it_in_a_few_lines(client: Client) -> None:
     lines = text(await client.call_tool("get_capabilities", {})).splitlines()
     assert lines[0].startswith("bubblewrap ")
-    assert [line.split(":")[0] for line in lines[1:]] == ["layers", "facts", "limits", "grants", "ceiling", "defaults"]
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "layers",
+        "facts",
+        "limits",
+        "labels",
+        "grants",
+        "ceiling",
+        "defaults",
+    ]
 
 
 async def test_it_tells_which_grants_are_possible(client: Client) -> None:

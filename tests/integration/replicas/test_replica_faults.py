@@ -26,6 +26,7 @@ from tests.integration.replicas.harness import (
     whole_log,
 )
 from tests.redis_server import RedisServer
+from tests.stopping import pause
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -116,7 +117,7 @@ async def test_a_replica_that_sleeps_through_its_lease_ends_its_process_and_writ
             started = await call(doomed, "execute_code_async", command="echo up; sleep 100; echo late")
         execution_id = started["execution_id"]
         await has_printed(client, execution_id)
-        sleeper.process.send_signal(signal.SIGSTOP)
+        pause(sleeper.process.pid)
         said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
         assert said["termination_reason"] == "lost"
         before = await whole_log(client, execution_id)

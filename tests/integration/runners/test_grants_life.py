@@ -21,6 +21,7 @@ from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, Isolat
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import launch_of, read_until
 from tests.integration.runners.grant_cases import denied, owners, place, put, refusal, remove, repository, run, tree
+from tests.stopping import pause
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -123,7 +124,7 @@ async def test_a_killed_server_leaves_nothing_that_the_host_would_run(
             launcher = os.pidfd_open(int(await server.stdout.receive()))
         assert (top / ".envrc").exists()
         if launcher_too:
-            os.kill(server.pid, signal.SIGSTOP)
+            pause(server.pid)
             signal.pidfd_send_signal(launcher, signal.SIGKILL)
         server.kill()
         with anyio.fail_after(_BOUND_SECONDS):
