@@ -28,6 +28,8 @@ class TimedH11Protocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._header_timer: asyncio.TimerHandle | None = None
+        self.asked = asyncio.Event()
+        """Set once the first request began, or none will come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Start the time for the first request."""
@@ -37,11 +39,14 @@ class TimedH11Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time."""
         self._stop_header_timer()
+        self.asked.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; keep the time running only while headers are incomplete."""
         super().data_received(data)
+        if self.cycle is not None:
+            self.asked.set()
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             if self._header_timer is None and self.conn.trailing_data[0]:
                 self._start_header_timer()

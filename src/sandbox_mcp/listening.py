@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sandbox_adapters.settings import Settings, SettingsError, variable_name
-from sandbox_mcp.http_protocol import timed_protocol
+from sandbox_mcp.http_protocol import TimedH11Protocol, timed_protocol
 
 CLOSE_SECONDS: Final = 2
 """How long connections get to close by themselves."""
+
+FIRST_REQUEST_SECONDS: Final = 1
+"""How long a connection that was just made gets to ask something, before the server closes it."""
 
 KEEP_ALIVE_SECONDS: Final = 30
 BACKLOG: Final = 2048
@@ -71,6 +75,7 @@ class QuietServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = anyio.Event()
+        self._listeners: list[socket.socket] = []
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -78,16 +83,53 @@ class QuietServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start on `sockets`, and say so."""
         await super().startup(sockets)
+        self._listeners = sockets or []
         self.ready.set()
 
     async def stop_listening(self) -> None:
-        """Refuse connections from now on, so that a balancer goes elsewhere; those that there are go on."""
-        # Once round the loop, so that connections which wait to be accepted are accepted and not reset.
-        await anyio.lowlevel.checkpoint()
+        """Refuse connections from now on, so that a balancer goes elsewhere; those that there are go on.
+
+        Those that wait to be accepted are accepted first, in the same step: closing would reset them, and a balancer
+        that has sent its request sends it nowhere else.
+        """
+        waiting = [connection for listener in self._listeners for connection in _accept_all(listener)]
         for server in self.servers:
             server.close()
+        for connection in waiting:
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+            except OSError:
+                connection.close()
+
+    async def asked_by_all(self) -> None:
+        """Return when every open connection has brought its first request, a second at most."""
+        with anyio.move_on_after(FIRST_REQUEST_SECONDS):
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, TimedH11Protocol):
+                    await connection.asked.wait()
+            # Once round the loop: what came last is a task that has not begun.
+            await anyio.lowlevel.checkpoint()
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn's own
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except ConnectionAbortedError:
+            continue
+        except OSError:
+            # None waits any more, or there is no descriptor left for one.
+            return
+        connection.setblocking(False)
+        yield connection
 
 
 def shown(host: str) -> str:

@@ -86,6 +86,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     sandbox.service.end_waits()
                     server.listen_streams.close()
                     with anyio.move_on_after(ANSWER_SECONDS):
+                        await web.asked_by_all()
                         await app.in_flight.wait_idle()
                         if was_busy:
                             await anyio.sleep(LINGER_SECONDS)
