@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -23,6 +24,8 @@ EXIT_FAILED = 1
 _STALE_SECONDS = 20.0
 """Older than a heartbeat that comes in time."""
 
+_UNBOUNDED_COLUMNS = 10_000
+
 
 def show_workers(*, json_output: bool) -> int:
     """Print the living workers; return 1 when Redis does not answer. Raises SettingsError without Redis."""
@@ -41,7 +44,8 @@ def show_workers(*, json_output: bool) -> int:
 
 
 def _print(records: Sequence[BackRecord]) -> None:
-    console = Console()
+    # Who reads it through a pipe wants a line for each, however long.
+    console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED_COLUMNS)
     if not records:
         console.print(
             "No worker was heard of. They appear within a second of their start, and need the same REDIS_URL."

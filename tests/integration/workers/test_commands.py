@@ -34,6 +34,12 @@ def sandbox(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     [
         ("worker", {"REDIS_URL": AWAY}, "SANDBOX_QUEUE_URL is not set"),
         ("workers", {}, "REDIS_URL is not set: workers are known where"),
+        ("workers", {"REDIS_URL": "redis://:secret@localhost/none"}, "REDIS_URL is not a Redis URL"),
+        ("worker", {"SANDBOX_QUEUE_URL": "amqp://u:secret@localhost/"}, "set REDIS_URL too"),
+        ("worker", {"SANDBOX_QUEUE_URL": "nats://u:secret@localhost"}, "set REDIS_URL too"),
+        ("worker", {"REDIS_URL": AWAY, "SANDBOX_QUEUE_URL": "amqp://u:secret@@localhost"}, "is not a RabbitMQ URL"),
+        ("worker", {"REDIS_URL": AWAY, "SANDBOX_QUEUE_URL": "nats://u:secret/@localhost"}, "is not a NATS URL"),
+        ("worker", {"REDIS_URL": AWAY, "SANDBOX_QUEUE_URL": "redis://:secret@localhost/a"}, "URL is not a Redis URL"),
         ("worker", {"SANDBOX_LABELS": "GPU"}, "SANDBOX_LABELS: each must be 1 to 63 characters"),
         ("worker", FLEET, "SANDBOX_LOCAL_RUNNER is false: a worker runs what it takes"),
         ("serve", {"SANDBOX_QUEUE_URL": AWAY}, "the state is in memory"),
