@@ -192,9 +192,9 @@ class Sandbox:
             interactive: keep standard input open for `send_stdin`.
             idempotency_key: submitting the same again with the same key returns the first id, for as long as that
                 execution is kept. 1 to 128 characters of `A-Z a-z 0-9 . _ : -`.
-            retry_safe: as `run` has it.
+            retry_safe, labels: as `run` has them.
 
-        Raises InvalidArgument, PolicyRefused, ServerFull, and IdempotencyConflict for a key that was used for another.
+        Raises what `run` does, and IdempotencyConflict for a key that was used for another.
         """
         submission = make_submission(
             command,

@@ -17,8 +17,8 @@ class RedisSettings(BaseSettings):
 
     redis_prefix: str = Field(
         default="",
-        description="What the names of all keys begin with, a colon after it; streams and subjects in NATS have it in "
-        "theirs. Empty: the names as documented.",
+        description="What the names of all keys begin with, a colon after it; queues in RabbitMQ, and streams and "
+        "subjects in NATS, have it in theirs. Empty: the names as documented.",
     )
     redis_hash_tag: bool = Field(
         default=False,
@@ -29,7 +29,8 @@ class RedisSettings(BaseSettings):
         gt=0,
         le=60,
         allow_inf_nan=False,
-        description="How long connecting to Redis, one answer, and a free connection may take, seconds; with NATS too.",
+        description="How long connecting to Redis, one answer, and a free connection may take, seconds; with NATS "
+        "and RabbitMQ too.",
     )
     redis_max_connections: int = Field(
         default=50,
