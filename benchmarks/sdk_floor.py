@@ -1,7 +1,12 @@
-"""A server of the SDK alone that answers every call with a constant: what the protocol itself costs. Serves at PORT."""
+"""A server of the SDK alone. Serves at PORT.
+
+`constant` answers with a constant, which tells what the protocol itself costs; `plain` runs `true` in bare bwrap as an
+asyncio subprocess, without limits, state or any control: the naive way.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
@@ -10,15 +15,23 @@ import uvicorn
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 
-TOOL = "constant"
+from benchmarks.report import bare_bwrap
+
+TOOL, PLAIN_TOOL = "constant", "plain"
 
 
-async def _call(_: ServerRequestContext[Any, Any], __: types.CallToolRequestParams) -> types.CallToolResult:
+async def _call(_: ServerRequestContext[Any, Any], call: types.CallToolRequestParams) -> types.CallToolResult:
+    if call.name == PLAIN_TOOL:
+        process = await asyncio.create_subprocess_exec(*bare_bwrap("/bin/true"), stdin=-3, stdout=-1, stderr=-1)
+        await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"bwrap ended with {process.returncode}")
     return types.CallToolResult(content=[types.TextContent(type="text", text="")])
 
 
 async def _list(_: ServerRequestContext[Any, Any], __: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-    return types.ListToolsResult(tools=[types.Tool(name=TOOL, input_schema={"type": "object"})])
+    tools = [types.Tool(name=name, input_schema={"type": "object"}) for name in (TOOL, PLAIN_TOOL)]
+    return types.ListToolsResult(tools=tools)
 
 
 if __name__ == "__main__":

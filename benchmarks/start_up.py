@@ -74,15 +74,21 @@ async def measure() -> list[Row]:
 
 @asynccontextmanager
 async def sdk_alone() -> AsyncIterator[Client]:
-    """Run the constant server and connect the SDK's client to it."""
+    """Run the SDK's own server and connect its client."""
+    async with sdk_server() as url, Client(url) as client:
+        yield client
+
+
+@asynccontextmanager
+async def sdk_server() -> AsyncIterator[str]:
+    """Run the SDK's own server and yield its URL."""
     port = free_port()
     async with await anyio.open_process(
         [sys.executable, "-m", sdk_floor.__name__, str(port)], stdin=-3, stdout=-3, stderr=None
     ) as process:
         try:
             await _until_open(port)
-            async with Client(f"http://127.0.0.1:{port}/mcp") as client:
-                yield client
+            yield f"http://127.0.0.1:{port}/mcp"
         finally:
             process.terminate()
 
