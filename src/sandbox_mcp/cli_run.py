@@ -126,7 +126,11 @@ async def _run(opened: AbstractAsyncContextManager[Runs], submission: Submission
                 tasks.cancel_scope.cancel()
             if job.failure is not None:
                 raise job.failure
-            return job.exit_code(await runs.get(execution.id))
+            ended = await runs.get(execution.id)
+            # What could not be sent to a worker that is gone is no news beside that.
+            if job.input_failure is not None and not _is_lost(ended):
+                raise job.input_failure
+            return job.exit_code(ended)
 
 
 class _Job:
@@ -140,6 +144,7 @@ class _Job:
         self._signals: list[int] = []
         self._reader_gone = False
         self.failure: SandboxError | None = None
+        self.input_failure: SandboxError | None = None
 
     async def show(self) -> None:
         """Write events as they come, to the end."""
@@ -186,7 +191,7 @@ class _Job:
         except (InputClosed, ExecutionFinished):
             return
         except SandboxError as error:
-            self.failure = error
+            self.input_failure = error
 
     async def _send(self, data: bytes, *, end: bool) -> None:
         while True:
@@ -210,10 +215,14 @@ class _Job:
                 return code
             case ExecutionStatus.TIMEOUT:
                 return EXIT_TIMEOUT
-            case ExecutionStatus.FAILED if execution.outcome and execution.outcome.reason is TerminationReason.LOST:
+            case ExecutionStatus.FAILED if _is_lost(execution):
                 return EXIT_LOST
             case _:
                 return EXIT_NOT_RUN
+
+
+def _is_lost(execution: Execution) -> bool:
+    return execution.outcome is not None and execution.outcome.reason is TerminationReason.LOST
 
 
 async def _read_input() -> bytes:

@@ -64,6 +64,12 @@ class ServerRefused(SandboxError):
     code: ClassVar[str] = "server_refused"
 
 
+class ServerIsFull(ServerRefused):
+    """No place, or no room to wait for one."""
+
+    code: ClassVar[str] = "server_full"
+
+
 class ServerRuns:
     """Executions on a server. Calls that change nothing, or nothing twice, are made again when a server dies."""
 
@@ -115,14 +121,21 @@ class ServerRuns:
         await self._call("cancel_execution", {"execution_id": execution_id, "force": force})
 
     async def send_stdin(self, execution_id: ExecutionId, data: bytes, *, end: bool = False) -> None:
-        """Send bytes as they are. Not made again: they might arrive twice."""
+        """Send bytes as they are, once it has started. Not made again: they might arrive twice; an end alone may."""
         arguments = {
             "execution_id": execution_id,
             "input_data": base64.b64encode(data).decode(),
             "encoding": "base64",
             "end": end,
         }
-        await self._call("send_stdin", arguments, again=False)
+        while True:
+            try:
+                await self._call("send_stdin", arguments, again=end and not data)
+            except ServerIsFull:
+                # It waits in the queue, and the server waited for its start already: nothing was sent.
+                await anyio.sleep(_PAUSE_SECONDS)
+            else:
+                return
 
     async def _with_whole_output(self, policy: ExecutionPolicy) -> ExecutionPolicy:
         """Ask for all the output that may be had: it is passed on at once, not kept for somebody to read."""
@@ -209,6 +222,8 @@ def _refusal(error: Mapping[str, Any], arguments: Mapping[str, Any]) -> SandboxE
             return InputClosed(execution_id)
         case "input_full":
             return InputFull(execution_id, int(error.get("limit_bytes") or 0))
+        case "server_full":
+            return ServerIsFull(str(error["message"]))
         case "execution_finished":
             return ExecutionFinished(execution_id, ExecutionStatus(error["status"]))
         case _:

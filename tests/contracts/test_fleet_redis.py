@@ -17,9 +17,11 @@ from sandbox_adapters.fleet.local import LocalFleet
 from sandbox_adapters.fleet.record import LONGEST_NAME, BackRecord, decode_record, encode_record, record_fields
 from sandbox_adapters.fleet.redis import RedisFleet
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
+from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import StoredDataCorrupt
-from sandbox_core.domain.ids import NodeId
+from sandbox_core.domain.ids import ExecutionId, NodeId, Principal
 from sandbox_core.ports.fleet import Fleet
+from sandbox_core.ports.store import Place, Quota
 from tests.redis_server import RedisServer
 
 BOUND_SECONDS = 10
@@ -61,12 +63,25 @@ class TestBacks:
     async def test_who_announced_itself_is_listed_as_it_was_last(self, connection: RedisConnection) -> None:
         fleet = RedisFleet(connection)
         await fleet.announce(RECORD)
-        await fleet.announce(replace(RECORD, busy=3))
+        await fleet.announce(replace(RECORD, concurrency=7))
         await fleet.announce(named(2, host="a", labels=()))
         first, second = await fleet.backs()
-        assert (first.host, second.node, second.busy) == ("a", RECORD.node, 3)
-        assert replace(second, heard_seconds_ago=0.0) == replace(RECORD, busy=3)
+        assert (first.host, second.node) == ("a", RECORD.node)
+        assert replace(second, heard_seconds_ago=0.0) == replace(RECORD, concurrency=7, busy=0)
         assert 0 <= second.heard_seconds_ago < BOUND_SECONDS
+
+    async def test_its_load_is_that_of_now_and_not_of_when_it_told(self, connection: RedisConnection) -> None:
+        fleet, quota = RedisFleet(connection), Quota(per_node=9, per_principal=9, per_session=9)
+        await fleet.announce(replace(RECORD, busy=4))
+        await fleet.announce(named(2, busy=0))
+        async with RedisStateStore(connection) as store:
+            for number in range(3):
+                place = Place(ExecutionId(f"e-{number}"), NodeId("n-2"), Principal("p"), None)
+                assert await store.reserve(place, quota, lease_seconds=60) is None
+            assert await store.reserve(replace(place, node=NodeId("other")), quota, lease_seconds=60) is None
+            assert {record.node: record.busy for record in await fleet.backs()} == {"host-1234": 0, "n-2": 3}
+            await store.release(place)
+            assert {record.node: record.busy for record in await fleet.backs()} == {"host-1234": 0, "n-2": 2}
 
     async def test_who_withdrew_is_not(self, connection: RedisConnection, redis_server: RedisServer) -> None:
         fleet = RedisFleet(connection)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Final
 
 from sandbox_adapters.fleet.record import BackRecord, decode_record, encode_record
@@ -82,16 +83,18 @@ return sets
 _LIST: Final = LuaScript(
     _NOW
     + """
--- KEYS: backs. ARGV: what the names of records begin with, how many to leave out, how many to take. Answers with how
--- many there were, then for each that is known the ms for which it still counts, and its record.
+-- KEYS: backs. ARGV: what the names of records begin with, and of places, how many to leave out, how many to take.
+-- Answers with how many there were, then for each that is known the ms for which it still counts, how many places it
+-- has given away now, and its record.
 local at = now()
-local found = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', at), '+inf', 'WITHSCORES',
-  'LIMIT', ARGV[2], ARGV[3])
+local alive = '(' .. string.format('%.0f', at)
+local found = redis.call('ZRANGEBYSCORE', KEYS[1], alive, '+inf', 'WITHSCORES', 'LIMIT', ARGV[3], ARGV[4])
 local answer = {#found / 2}
 for i = 1, #found, 2 do
   local record = redis.call('GET', ARGV[1] .. found[i])
   if record then
     answer[#answer + 1] = tonumber(found[i + 1]) - at
+    answer[#answer + 1] = redis.call('ZCOUNT', ARGV[2] .. found[i], alive, '+inf')
     answer[#answer + 1] = record
   end
 end
@@ -113,6 +116,7 @@ class RedisFleet:
         self._life_ms = round(life_seconds * 1000)
         namespace = connection.namespace
         self._record_prefix = f"{namespace}back:"
+        self._places_prefix = f"{namespace}places:node:"
         self._keys = (f"{namespace}backs", f"{namespace}backs:offers")
 
     async def announce(self, record: BackRecord) -> None:
@@ -136,18 +140,20 @@ class RedisFleet:
     async def backs(self) -> Sequence[BackRecord]:
         """Return the living backs, sorted by host and node, 10,000 at most. What cannot be read is left out and logged.
 
-        Raises StoreUnavailable.
+        `busy` is counted now, by the places that the store holds for them; the rest is what they told last. Raises
+        StoreUnavailable.
         """
         records: dict[NodeId, BackRecord] = {}
         for start in range(0, MOST_LISTED, _PAGE):
-            found, *told = await self._connection.run(_LIST, (self._keys[0],), (self._record_prefix, start, _PAGE))
-            for left_ms, raw in zip(told[::2], told[1::2], strict=True):
+            arguments = (self._record_prefix, self._places_prefix, start, _PAGE)
+            found, *told = await self._connection.run(_LIST, (self._keys[0],), arguments)
+            for left_ms, busy, raw in zip(told[::3], told[1::3], told[2::3], strict=True):
                 try:
                     record = decode_record(raw, (self._life_ms - int(left_ms)) / 1000)
                 except StoredDataCorrupt as error:
                     _log.warning("A worker is left out: %s", error)
                 else:
-                    records[record.node] = record
+                    records[record.node] = replace(record, busy=int(busy))
             if found < _PAGE:
                 break
         return sorted(records.values(), key=lambda record: (record.host, record.node))
