@@ -52,6 +52,10 @@ class NatsConnection(Background):
         super().__init__(self._keep)
         self.options = options
         self.address = options.address
+        self.asked = 0
+        """How many requests were made."""
+        self.failed = 0
+        """How often NATS was away, or refused."""
         self._client: Client | None = None
         self._up = anyio.Event()
         self._listeners: set[MemoryObjectSendStream[None]] = set()
@@ -80,6 +84,14 @@ class NatsConnection(Background):
 
         It is sent again over the next connection when one is lost before the answer: let it bear a repetition.
         """
+        self.asked += 1
+        try:
+            return await self._request(subject, payload, headers)
+        except StoreUnavailable:
+            self.failed += 1
+            raise
+
+    async def _request(self, subject: str, payload: bytes, headers: Mapping[str, str] | None) -> dict[str, Any]:
         seconds = self.options.timeout_seconds
         try:
             with anyio.fail_after(seconds):

@@ -82,6 +82,16 @@ async def test_what_is_done_while_nats_is_away_is_no_error_and_comes_back(own_na
         assert (await take(queue)).item == put
 
 
+async def test_requests_and_those_that_failed_are_counted(own_nats: NatsServer) -> None:
+    async with NatsConnection(NatsOptions(SecretStr(own_nats.url), timeout_seconds=0.5)) as connection:
+        await connection.request("$JS.API.INFO")
+        assert (connection.asked, connection.failed) == (1, 0)
+        own_nats.kill()
+        with pytest.raises(StoreUnavailable):
+            await connection.request("$JS.API.INFO")
+        assert (connection.asked, connection.failed) == (2, 1)
+
+
 async def test_a_waiting_taker_learns_that_nats_is_away_and_takes_when_it_is_back(own_nats: NatsServer) -> None:
     learnt, taken = anyio.Event(), []
     async with queue_at(own_nats.url, timeout=1) as queue:

@@ -59,6 +59,11 @@ class Metrics:
         self._stats: QueueStats | None = None
         self._fresh_until = 0.0
 
+    @property
+    def connections(self) -> frozenset[str]:
+        """What the connections are for whose round trips are told."""
+        return frozenset(self._connections)
+
     async def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the text and its content type: OpenMetrics where the `Accept` header asks for it.
 

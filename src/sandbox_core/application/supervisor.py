@@ -168,11 +168,14 @@ class ExecutionSupervisor:
                 run.end(TerminationReason.CANCELLED, _DRAINED, force=True)
 
     async def _take(self) -> Delivery:
+        is_told = False
         while True:
             try:
                 return await self._queue.take(self._admission.admit, self._labels)
             except InfrastructureError as error:
-                _log.warning("cannot take work: %s", error)
+                if not is_told:
+                    _log.warning("cannot take work: %s", error)
+                is_told = True
                 await self._clock.sleep_until(self._clock.monotonic() + self._config.retry_seconds)
 
     def _new_run(self, item: QueueItem) -> ExecutionRun:

@@ -111,7 +111,7 @@ class IdempotencyConflict(CallerError):
 
     def __init__(self, execution_id: str, fields: Sequence[str]) -> None:
         super().__init__(
-            f"idempotency_key: it was used for execution {execution_id}, whose {' and '.join(fields)} differ. Send the "
+            f"idempotency_key: it was used for execution {execution_id}, which differs in {' and '.join(fields)}. Send the "
             "same request to get that execution, or another key to start this one."
         )
         self.execution_id = execution_id
@@ -210,12 +210,14 @@ class ServerDraining(InfrastructureError):
 
 
 class StoreUnavailable(InfrastructureError):
-    """The state store does not answer."""
+    """The store of the state, or the queue, does not answer."""
 
     code: ClassVar[str] = "store_unavailable"
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"The state store is not available: {what}. Running executions go on; try again shortly.")
+        super().__init__(
+            f"The state or the queue is not available: {what}. Running executions go on; try again shortly."
+        )
 
 
 class StoredDataCorrupt(InfrastructureError):

@@ -124,3 +124,12 @@ def test_only_settings_are_taken_as_settings() -> None:
     container = SandboxContainer(settings={"state": "memory"})
     with pytest.raises(Exception, match="Settings"):
         container.store()
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:2", "nats://localhost:2", "amqp://localhost:2"])
+def test_a_queue_on_another_server_counts_what_it_is_asked(url: str) -> None:
+    given = {"redis_url": "redis://localhost:1", "queue_url": url, "metrics": "open"}
+    container = SandboxContainer(settings=Settings.model_validate(given))
+    metrics = container.metrics()
+    assert metrics is not None
+    assert metrics.connections == {"state", "queue"}
