@@ -111,8 +111,8 @@ class IdempotencyConflict(CallerError):
 
     def __init__(self, execution_id: str, fields: Sequence[str]) -> None:
         super().__init__(
-            f"idempotency_key: it was used for execution {execution_id}, which differs in {' and '.join(fields)}. Send the "
-            "same request to get that execution, or another key to start this one."
+            f"idempotency_key: it was used for execution {execution_id}, which differs in {' and '.join(fields)}. "
+            "Send the same request to get that execution, or another key to start this one."
         )
         self.execution_id = execution_id
         self.fields = tuple(fields)
