@@ -13,6 +13,9 @@ from sandbox_core.domain.outcome import Outcome, ResourceUsage, TerminationReaso
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.runner import LimitHit, ProcessExit
 
+CANCELLED_ON_REQUEST = "Cancelled on request."
+"""The message of an execution that its caller cancelled; others say who ended it."""
+
 _KIND_OF_STATUS = {
     ExecutionStatus.COMPLETED: EventKind.EXIT,
     ExecutionStatus.TIMEOUT: EventKind.TIMEOUT,

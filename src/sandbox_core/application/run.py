@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 
 import anyio
 
-from sandbox_core.application.endings import Ending, describe_limit, outcome_of, terminal_draft, waited_seconds
+from sandbox_core.application.endings import (
+    CANCELLED_ON_REQUEST,
+    Ending,
+    describe_limit,
+    outcome_of,
+    terminal_draft,
+    waited_seconds,
+)
 from sandbox_core.application.output_log import OutputBuffer
 from sandbox_core.domain.command import MAX_STDIN_BYTES
 from sandbox_core.domain.errors import InputClosed, LeaseLost, SandboxError, StoreUnavailable
@@ -80,7 +87,9 @@ class ExecutionRun:
         return self._lease
 
     def end(self, reason: TerminationReason, message: str, *, force: bool, limit: LimitHit | None = None) -> None:
-        """Ask the run to end. The first reason stays; a later `force` only hurries."""
+        """Ask the run to end. The first reason stays; a later `force` only hurries. One that ended by itself did so."""
+        if self._finished:
+            return
         if self._ending is None:
             self._ending = Ending(reason=reason, message=message, force=force, limit=limit)
         elif force:
@@ -93,7 +102,7 @@ class ExecutionRun:
             return ControlAnswer.FINISHED
         match message:
             case Cancel():
-                self.end(TerminationReason.CANCELLED, "Cancelled on request.", force=message.force)
+                self.end(TerminationReason.CANCELLED, CANCELLED_ON_REQUEST, force=message.force)
                 return ControlAnswer.DELIVERED
             case SendInput():
                 return self._take_input(message)
@@ -235,7 +244,7 @@ class ExecutionRun:
         if wall is None and idle is None:
             return
         start = self._clock.monotonic()
-        while self._ending is None:
+        while self._ending is None and not self._finished:
             now = self._clock.monotonic()
             wall_end = start + wall if wall is not None else float("inf")
             idle_end = self._last_output + idle if idle is not None else float("inf")

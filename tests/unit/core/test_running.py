@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import anyio
 import pytest
 
@@ -18,13 +21,16 @@ from sandbox_core.domain.errors import (
     PolicyRefused,
     PolicyViolation,
     ServerDraining,
+    StoreUnavailable,
 )
-from sandbox_core.domain.events import EventKind
+from sandbox_core.domain.events import EventDraft, EventKind
+from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, Principal, new_execution_id
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.runner import Stream
+from sandbox_core.ports.store import Lease
 from sandbox_core.testing.scripted_runner import EchoInput, Pause, Print, Script
 
 from .conftest import OpenHouse
@@ -83,6 +89,35 @@ async def test_wall_time_ends_a_run_with_status_timeout(house: OpenHouse) -> Non
     assert execution.outcome is not None
     assert (execution.outcome.reason, execution.outcome.signal) == (TerminationReason.WALL_TIME, 9)
     assert (last.kind, last.fields["timeout_seconds"]) == (EventKind.TIMEOUT, 2.5)
+
+
+@pytest.mark.parametrize("late", ["deadline", "drain"])
+async def test_what_ended_by_itself_stays_so_while_its_output_waits_for_the_store(
+    house: OpenHouse, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    async with house({"short": Script(steps=[Print(b"x"), Pause(1)])}) as home:
+        append, is_away, asked = home.store.append, True, anyio.Event()
+
+        async def away(lease: Lease, drafts: Sequence[EventDraft], execution: Execution | None = None) -> int:
+            asked.set()
+            if is_away:
+                raise StoreUnavailable("for the test")
+            return await append(lease, drafts, execution)
+
+        monkeypatch.setattr(home.store, "append", away)
+        execution_id = await home.submit("short", limits=ResourceLimits(timeout_seconds=3))
+        with anyio.fail_after(30):
+            await asked.wait()
+        await home.clock.advance(2)
+        async with anyio.create_task_group() as tasks:
+            if late == "drain":
+                tasks.start_soon(partial(home.supervisor.drain, grace_seconds=0))
+            await home.clock.advance(4)
+            is_away = False
+            await home.clock.advance(4)
+            execution = await home.ended(execution_id)
+    assert execution.outcome is not None
+    assert (execution.outcome.reason, execution.outcome.exit_code) == (TerminationReason.EXITED, 0)
 
 
 async def test_idle_time_counts_from_the_last_output(house: OpenHouse) -> None:
