@@ -131,12 +131,16 @@ View = ExecutionView | StatusView | ListView | InputView | CancelView | Capabili
 
 def view_of_ends(ends: LogEnds) -> ExecutionView:
     """Return the view of a whole log, its middle left out when it is too long."""
+    resume_at = None if ends.resume_after is None else str(Cursor(ends.resume_after, ends.resume_skip))
+    head = [ShownEvent(event.event_id, event) for event in ends.head]
+    if resume_at is not None and ends.resume_skip:
+        head[-1] = ShownEvent(resume_at, ends.head[-1])
     return ExecutionView(
         execution=ends.execution,
-        head=tuple(ShownEvent(event.event_id, event) for event in ends.head),
+        head=tuple(head),
         tail=tuple(ShownEvent(event.event_id, event) for event in ends.tail),
         omitted_bytes=ends.omitted_bytes,
-        resume_at=None if ends.resume_after is None else str(ends.resume_after),
+        resume_at=resume_at,
         last_event_id=str(ends.last_seq),
     )
 

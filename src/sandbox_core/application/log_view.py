@@ -15,7 +15,8 @@ class LogEnds:
     """A view of a log. The events at the cut are shortened, never inside a UTF-8 character.
 
     `tail` is empty when nothing had to be left out. `omitted_bytes` is output that is in the log between head and tail
-    but not in this view; `resume_after` is the event to read on after in order to get it, None when there is none.
+    but not in this view: what follows event `resume_after` (None when nothing had to be left out), without the first
+    `resume_skip` bytes of it, which `head` ends with.
     """
 
     execution: Execution
@@ -24,6 +25,7 @@ class LogEnds:
     omitted_bytes: int
     last_seq: int
     resume_after: int | None = None
+    resume_skip: int = 0
 
 
 def cut_ends(first: LogPage, newest: LogPage | None, max_bytes: int) -> LogEnds:
@@ -37,8 +39,8 @@ def cut_ends(first: LogPage, newest: LogPage | None, max_bytes: int) -> LogEnds:
     head = _head(source, max_bytes // 2)
     tail = _tail(newest.events if newest is not None else source, max_bytes - max_bytes // 2)
     omitted = _start(tail) - _end(head) - _dropped_between(head, tail, execution)
-    resume_after = next((event.seq - 1 for event in reversed(head) if event.kind.is_output), None)
-    return LogEnds(execution, head, tail, omitted, last_seq, resume_after)
+    resume_after, resume_skip = _end_in_log(head, source)
+    return LogEnds(execution, head, tail, omitted, last_seq, resume_after, resume_skip)
 
 
 def _joined(first: LogPage, newest: LogPage) -> tuple[OutputEvent, ...] | None:
@@ -52,12 +54,20 @@ def _head(events: tuple[OutputEvent, ...], budget: int) -> tuple[OutputEvent, ..
     for event in events:
         if event.kind.is_output:
             if len(event.data) > budget:
-                cut = budget - incomplete_suffix(event.data[:budget])
-                kept.append(replace(event, data=event.data[:cut]))
+                if cut := budget - incomplete_suffix(event.data[:budget]):
+                    kept.append(replace(event, data=event.data[:cut]))
                 break
             budget -= len(event.data)
         kept.append(event)
     return tuple(kept)
+
+
+def _end_in_log(head: tuple[OutputEvent, ...], events: tuple[OutputEvent, ...]) -> tuple[int, int]:
+    """Return where `head`, which begins as `events` do, ends: after an event, and so many bytes of the next."""
+    if not head:
+        return events[0].seq - 1, 0
+    last, whole = head[-1], events[len(head) - 1]
+    return (last.seq, 0) if len(last.data) == len(whole.data) else (last.seq - 1, len(last.data))
 
 
 def _tail(events: tuple[OutputEvent, ...], budget: int) -> tuple[OutputEvent, ...]:

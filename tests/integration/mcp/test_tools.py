@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -110,6 +111,18 @@ async def test_long_output_keeps_both_ends_and_says_how_to_read_on(client: Clien
     assert said["truncation"]["omitted_bytes"] > 580_000
     assert "get_execution_output" in said["truncation"]["how"]
     assert f"{said['truncation']['omitted_bytes']} bytes left out" in text(result)
+
+
+async def test_what_is_left_out_can_be_read_from_where_the_reply_stopped(client: Client) -> None:
+    said = await call(client, "execute_code", command="seq 1 3000", max_bytes=1000, include_events=True)
+    head = said["stdout"].partition("\n[...")[0]
+    cursor = re.search(r'last_event_id="([^"]+)"', said["truncation"]["how"])
+    assert cursor is not None
+    assert cursor[1] in [event["event_id"] for event in said["output"]]
+    rest = await call(
+        client, "get_execution_output", execution_id=said["execution_id"], last_event_id=cursor[1], max_bytes=100_000
+    )
+    assert head + rest["stdout"] == "".join(f"{number}\n" for number in range(1, 3001))
 
 
 async def test_output_over_the_cap_is_reported_as_dropped_not_as_left_out(client: Client) -> None:

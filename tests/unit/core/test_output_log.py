@@ -159,4 +159,6 @@ def test_both_ends_show_at_most_the_budget_and_say_exactly_what_is_left_out(piec
     assert whole.endswith(tail)
     assert len(head) + view.omitted_bytes + len(tail) == len(whole)
     assert view.tail[-1].kind is EventKind.EXIT
-    assert view.resume_after is None or view.resume_after < events[-1].seq
+    assert view.resume_after is not None
+    rest = b"".join(event.data for event in events if event.kind.is_output and event.seq > view.resume_after)
+    assert rest[view.resume_skip :] == whole[len(head) :]
