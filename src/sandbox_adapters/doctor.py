@@ -17,6 +17,14 @@ from sandbox_core.domain.errors import InfrastructureError, RunnerUnavailable
 
 REDIS_TIMEOUT_SECONDS = 3.0
 
+_NO_REDIS = Check(
+    "Redis",
+    True,
+    "not used: executions are in the memory of one server, and a restart forgets them",
+    "Set REDIS_URL to share them between servers.",
+    in_use=False,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -41,8 +49,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     if not settings.local_runner:
         works = True
         checks = [Check("workers", True, "this server runs nothing itself, and needs no isolation"), *checks]
-    if settings.state == "redis":
-        checks = [*checks, await redis_check(settings)]
+    checks = [*checks, await redis_check(settings) if settings.state == "redis" else _NO_REDIS]
     if (queue := await engine_check(settings)) is not None:
         checks = [*checks, queue]
     capabilities = None

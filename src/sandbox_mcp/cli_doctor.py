@@ -50,8 +50,10 @@ def _print(diagnosis: Diagnosis, unknown: list[str]) -> None:
     for heading in ("", "works", "found", "fix"):
         table.add_column(heading, overflow="fold")
     for check in diagnosis.checks:
-        state = Text("yes", style="green") if check.ok else Text("no", style="red")
-        table.add_row(Text(check.name), state, Text(check.detail), Text("" if check.ok else check.fix))
+        works = Text("yes", style="green") if check.ok else Text("no", style="red")
+        shown = works if check.in_use else Text("-")
+        fix = "" if check.ok and check.in_use else check.fix
+        table.add_row(Text(check.name), shown, Text(check.detail), Text(fix))
     console.print(table)
     if diagnosis.capabilities is not None:
         console.print(Text(f"\n{capabilities_text(diagnosis.capabilities)}"), soft_wrap=True)

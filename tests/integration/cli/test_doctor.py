@@ -28,7 +28,8 @@ def test_it_finds_a_bwrap_that_passes_and_looks_at_every_mechanism(cli: Cli) -> 
     assert any(name.startswith("bubblewrap") and item["ok"] for name, item in findings.items())
     assert {"platform", "user namespaces", "seccomp", "Landlock"} <= set(findings)
     assert any(name.startswith("cgroup") for name in findings)
-    assert "Redis" not in findings
+    assert (findings["Redis"]["ok"], findings["Redis"]["in_use"]) == (True, False)
+    assert "REDIS_URL" in findings["Redis"]["fix"]
     assert all(item["fix"] for item in findings.values() if not item["ok"])
 
 
@@ -37,6 +38,7 @@ def test_people_get_a_table(cli: Cli) -> None:
     text = done.stdout.decode()
     assert done.returncode == 0
     assert all(word in text for word in ("bubblewrap", "self-test passed", "user namespaces", "seccomp", "Landlock"))
+    assert "Set REDIS_URL" in text
     assert "The bubblewrap runner can work here." in text
 
 
