@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sandbox_core.testing import FakeClock, Script, ScriptedRunner
+from sandbox_core.testing import FakeClock, Script, ScriptedRunner, pytest_plugin
 
 pytest_plugins = ["pytester"]
 
@@ -64,6 +65,16 @@ def test_the_runner_fixture_makes_runners_on_the_fake_clock(
     runner = scripted_runner({"make test": Script(stdout=b"ok\n")})
     assert isinstance(runner, ScriptedRunner)
     assert runner._clock is fake_clock
+
+
+def test_a_failed_assert_of_any_suite_shows_both_sides() -> None:
+    folder = Path(pytest_plugin.__file__).parent
+    asserting = {
+        file.stem
+        for file in folder.glob("*.py")
+        if any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(file.read_text())))
+    }
+    assert asserting <= set(pytest_plugin._SUITES)
 
 
 def test_unknown_names_of_the_testing_package_are_attribute_errors() -> None:
