@@ -114,7 +114,8 @@ def build_policy(sections: PolicyDict) -> ExecutionPolicy:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         path = ".".join(str(part) for part in first["loc"]) or "sandbox_config"
-        raise InvalidArgument(path, first["msg"][:1].lower() + first["msg"][1:]) from None
+        problem = first["msg"].replace("Input should be", "must be", 1)
+        raise InvalidArgument(path, problem[:1].lower() + problem[1:]) from None
     except (TypeError, ValueError, RecursionError):
         raise InvalidArgument("sandbox_config", "holds a value that is not plain JSON") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from datetime import UTC, datetime
 
+from sandbox_core.application.endings import CANCELLED_ON_REQUEST
 from sandbox_core.domain.events import EventKind
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.outcome import TerminationReason
@@ -90,7 +91,8 @@ def state_words(execution: Execution) -> str:
             return f"timeout after {took}: killed{idle}"
         case TerminationReason.CANCELLED:
             if execution.started_at is not None:
-                return f"cancelled after {took}"
+                by_whom = "" if outcome.message in (None, CANCELLED_ON_REQUEST) else f": {message}"
+                return f"cancelled after {took}{by_whom}"
             return "cancelled before it started" + (" again" if execution.attempt > 1 else "")
         case TerminationReason.SIGNALED:
             return f"{signal_words(outcome.signal)} after {took}, exit {outcome.exit_code}"

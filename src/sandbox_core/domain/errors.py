@@ -87,7 +87,7 @@ class ExecutionNotFound(CallerError):
 
     def __init__(self, execution_id: str) -> None:
         super().__init__(
-            f"No execution {execution_id}. It never existed, has expired, or is not yours. "
+            f"Execution not found: {execution_id}. It never existed, has expired, or is not yours. "
             "list_executions shows the ones you can see."
         )
         self.execution_id = execution_id

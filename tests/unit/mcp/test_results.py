@@ -64,6 +64,11 @@ def shown(*events: OutputEvent) -> tuple[ShownEvent, ...]:
             "[signal 9 (SIGKILL) after 120 ms, exit 137]",
         ),
         (ended(TerminationReason.CANCELLED), "[cancelled after 120 ms]"),
+        (ended(TerminationReason.CANCELLED, message="Cancelled on request."), "[cancelled after 120 ms]"),
+        (
+            ended(TerminationReason.CANCELLED, message="Ended because the server is shutting down."),
+            "[cancelled after 120 ms: Ended because the server is shutting down]",
+        ),
         (ended(TerminationReason.LOST, message="The node is gone."), "[failed, lost: The node is gone]"),
         (
             ended(TerminationReason.MEMORY, exit_code=137, message="Out of memory."),
