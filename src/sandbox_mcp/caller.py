@@ -30,8 +30,10 @@ class Exchange:
     """Set when the client is seen to be gone, whether or not the protocol makes anything of that."""
     streaming: bool = False
     """True once the answer goes out as an event stream."""
-    answered: bool = False
-    """True when the response is complete, or given up."""
+    ending: bool = False
+    """True once the last of the response is being sent: its client may have it, and go on, before we do."""
+    answered: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the response is complete, or given up."""
     handlers: int = 0
     """Calls of this request that are still being handled; an older client's go on after a disconnect."""
 

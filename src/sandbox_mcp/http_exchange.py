@@ -15,6 +15,8 @@ from sandbox_mcp.http_answers import answer_compactly, is_stream
 from sandbox_mcp.http_errors import refuse
 
 _SESSION_HEADER = b"mcp-session-id"
+_ENDING_SECONDS = 5
+"""How long a request waits for the end of one with its id whose answer is on its way out already."""
 
 
 class InFlight:
@@ -68,8 +70,10 @@ class TrackExchanges:
             return message
 
         async def note(message: Message) -> None:
-            if message["type"] == "http.response.start" and is_stream(message):
-                exchange.streaming = True
+            if message["type"] == "http.response.start":
+                exchange.streaming = is_stream(message)
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                exchange.ending = True
             await send(message)
 
         session = next((value for name, value in scope["headers"] if name == _SESSION_HEADER), None)
@@ -94,7 +98,11 @@ class TrackExchanges:
 
         if key is not None:
             other = self._used.get(key)
-            if other is not None and (not other.answered or other.handlers):
+            if other is not None and other.ending:
+                with anyio.move_on_after(_ENDING_SECONDS):
+                    await other.answered.wait()
+                other = self._used.get(key)
+            if other is not None and (not other.answered.is_set() or other.handlers):
                 await refuse(
                     send, 409, "duplicate_request_id", "A request with this id is still running in this session."
                 )
@@ -107,7 +115,7 @@ class TrackExchanges:
                 else:
                     await answer_compactly(self._app, scope, replay, send)
         finally:
-            exchange.answered = True
+            exchange.answered.set()
             if key is not None and not exchange.handlers and self._used.get(key) is exchange:
                 del self._used[key]
 
