@@ -108,7 +108,8 @@ MEASURED = {
 
 
 def test_the_last_line_says_what_it_used_and_what_isolated_it(cli: Cli) -> None:
-    done = cli("run", "--json", "-c", "echo out; echo err >&2; sleep 0.1 & sleep 0.1; wait")
+    busy = "dd if=/dev/zero of=/dev/null bs=64 count=300000 2> /dev/null"
+    done = cli("run", "--json", "-c", f"echo out; echo err >&2; sleep 0.1 & {busy}; wait")
     *others, last = (json.loads(line) for line in done.stdout.splitlines())
     assert all("usage" not in event for event in others)
     assert set(last["usage"]) >= MEASURED
