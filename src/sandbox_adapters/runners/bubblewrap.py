@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from sandbox_adapters.runners import bubblewrap_policy
@@ -21,6 +22,7 @@ from sandbox_adapters.runners.bubblewrap_process import BubblewrapProcess
 from sandbox_adapters.runners.bubblewrap_selftest import SelfTestFailed, self_test
 from sandbox_adapters.runners.bubblewrap_walls import Walls
 from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilities, possible_grants
+from sandbox_adapters.runners.child.marks import end_marked, mark_of
 from sandbox_adapters.runners.controls import ALL, Controls
 from sandbox_adapters.runners.granted import GRANT_LAYERS, Granted, Granter
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
@@ -298,6 +300,9 @@ class BubblewrapRunner:
         # Only the launcher's end ends this: the answers are what ends processes, also while all is being cancelled.
         with anyio.CancelScope(shield=True):
             await link.receive(self._finish)
+            if self._tasks is not None:
+                # It was killed, maybe while bwrap was making a sandbox.
+                await to_thread.run_sync(end_marked, mark_of(self._directory.path, link.pid))
             lost = [process for process in self._processes.values() if process.link is link]
             self._processes = {n: process for n, process in self._processes.items() if process.link is not link}
             async with anyio.create_task_group() as tasks:

@@ -18,6 +18,9 @@ from sandbox_core.domain.policy import ResourceLimits
 
 _FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
 _FIXED_LIMITS: Final = (
+    # A desktop's user may have more of these two, for sound; a process with it could keep a core from everybody else.
+    (resource.RLIMIT_RTPRIO, 0),
+    (resource.RLIMIT_NICE, 0),
     (resource.RLIMIT_MEMLOCK, 64 * 1024),
     (resource.RLIMIT_MSGQUEUE, 0),
     (resource.RLIMIT_SIGPENDING, 4096),

@@ -29,6 +29,7 @@ class Control(StrEnum):
     SIZED_TMPFS = "sized_tmpfs"
     EMPTY_ENVIRONMENT = "empty_environment"
     PARENT_DEATH_SIGNAL = "parent_death_signal"
+    MARKED_PROCESSES = "marked_processes"
     CLOSED_DESCRIPTORS = "closed_descriptors"
     OOM_SCORE = "oom_score"
     RLIMITS = "rlimits"

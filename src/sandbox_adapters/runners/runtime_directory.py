@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from sandbox_adapters.runners.child.marks import end_marked, mark_of
 from sandbox_adapters.runners.child.remove_tree import remove_tree
 from sandbox_adapters.runners.child.runtime_end import end_directory
 
@@ -131,7 +132,7 @@ class RuntimeDirectory:
 
 
 def sweep(place: str) -> None:
-    """Remove the runtime directories of dead runners of this user in `place`, and nothing else."""
+    """End what dead runners of this user left in `place`, remove their runtime directories, and touch nothing else."""
     for name in os.listdir(place):
         path = os.path.join(place, name)
         if not name.startswith(PREFIX):
@@ -145,6 +146,8 @@ def sweep(place: str) -> None:
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(lock, path):
+                # First, as they might go on to change what is looked through then.
+                end_marked(mark_of(path))
                 end_directory(path)
         except OSError:
             continue  # in use, or somebody else is sweeping

@@ -193,7 +193,7 @@ async def test_a_killed_server_and_launcher_take_everything_along(anyio_backend:
 
 
 async def test_without_death_signals_the_next_start_ends_it_by_its_cgroup(anyio_backend: str, token: str) -> None:
-    await _kill_both(token, Control.PARENT_DEATH_SIGNAL)
+    await _kill_both(token, Control.PARENT_DEATH_SIGNAL, Control.MARKED_PROCESSES)
     # Any server's start on this machine is the next one, so it may be gone already.
     async with BubblewrapRunner(spares=0) as runner:
         if "cgroup_tree" not in runner._layers:
@@ -201,8 +201,16 @@ async def test_without_death_signals_the_next_start_ends_it_by_its_cgroup(anyio_
         await _until(lambda: not processes_with(token))
 
 
-async def test_without_both_it_lives_on_after_the_next_start(anyio_backend: str, token: str) -> None:
+async def test_without_death_signals_and_cgroup_the_next_start_ends_it_by_its_name(
+    anyio_backend: str, token: str
+) -> None:
     await _kill_both(token, Control.PARENT_DEATH_SIGNAL, Control.CGROUP_TREE)
+    async with BubblewrapRunner(spares=0):
+        await _until(lambda: not processes_with(token))
+
+
+async def test_without_all_three_it_lives_on_after_the_next_start(anyio_backend: str, token: str) -> None:
+    await _kill_both(token, Control.PARENT_DEATH_SIGNAL, Control.CGROUP_TREE, Control.MARKED_PROCESSES)
     async with BubblewrapRunner(spares=0):
         assert processes_with(token)
 

@@ -9,15 +9,19 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
 
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+from sandbox_adapters.runners.controls import Control, Controls
 from sandbox_adapters.runners.runtime_directory import PREFIX, sweep
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.outcome import TerminationReason
+from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import finish, launch_of, processes_with, read_until, run_command
 
@@ -26,6 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 _KILLS = 100
 _LONGEST_MILLISECONDS = 6
 _BOUND_SECONDS = 20
+_LOOKS = 20
 
 _SERVER = """
 import anyio, sys
@@ -75,6 +80,32 @@ async def _gone(token: str) -> None:
             await anyio.sleep(0.01)
 
 
+async def _held(token: str) -> None:
+    """Wait until a sandbox's pid 1 for a command with `token` sleeps whenever it is looked at."""
+    asleep = 0
+    with anyio.fail_after(_BOUND_SECONDS):
+        while asleep < _LOOKS:
+            asleep = asleep + 1 if any(_sleeping_init(pid) for pid in processes_with(token)) else 0
+            await anyio.sleep(0.01)
+
+
+def _sleeping_init(pid: int) -> bool:
+    try:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except OSError:
+        return False
+    numbers = fields["NSpid"].split()
+    return len(numbers) > 1 and numbers[-1] == "1" and fields["State"].split()[0] == "S"
+
+
+def _end(token: str) -> list[int]:
+    """Kill what has `token` in its command line, and return which that was."""
+    left = processes_with(token)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
 def _launcher_pid(runner: BubblewrapRunner) -> int:
     assert runner._link is not None
     return runner._link.pid
@@ -102,6 +133,55 @@ async def test_a_killed_launcher_loses_its_runs_and_is_replaced(runner: Bubblewr
         assert exit_.reason is TerminationReason.LOST
         await _gone(token)
     assert (await run_command(runner, Command(shell="exit 4"))).exit.exit_code == 4
+
+
+@pytest.mark.parametrize("without", [(), (Control.MARKED_PROCESSES,)], ids=["as it is", "without names"])
+async def test_a_killed_launcher_leaves_nobody_whom_no_signal_of_the_kernel_ends(
+    anyio_backend: str, base: str, token: str, without: tuple[Control, ...]
+) -> None:
+    """As a sandbox that bwrap was just making: its pid 1 asks for that signal late."""
+    controls = Controls(frozenset({Control.PARENT_DEATH_SIGNAL, *without}))
+    async with (
+        BubblewrapRunner(runtime_base=base, controls=controls, spares=0) as runner,
+        runner.start(launch_of(Command(shell=f"echo up; sleep {token}"))) as process,
+    ):
+        await read_until(process, Stream.STDOUT, b"up")
+        os.kill(_launcher_pid(runner), signal.SIGKILL)
+        with anyio.fail_after(_BOUND_SECONDS):
+            assert (await process.wait()).reason is TerminationReason.LOST
+        assert bool(_end(token)) == bool(without)
+
+
+@pytest.fixture
+def silent_bwrap(base: str) -> Iterator[Callable[[bytes], bytes]]:
+    """Makes a bwrap that tells nobody of the sandbox's pid 1, so that it is held back for ever."""
+    path = Path(base, "silent-bwrap")
+
+    def make(program: bytes) -> bytes:
+        path.write_text(f'#!/bin/sh\nexec {os.fsdecode(program)} "$@" 4> /dev/null\n')
+        path.chmod(0o755)
+        return os.fsencode(path)
+
+    yield make
+    path.unlink()
+
+
+async def test_a_sandbox_that_is_held_back_never_starts_because_its_launcher_died(
+    anyio_backend: str, base: str, token: str, silent_bwrap: Callable[[bytes], bytes]
+) -> None:
+    async with BubblewrapRunner(runtime_base=base, spares=0) as runner:
+        assert runner._program is not None
+        runner._program = replace(runner._program, path=silent_bwrap(runner._program.path))
+        policy = ExecutionPolicy(network=NetworkPolicy(allowed_domains=("example.com",)))
+        process = await runner._launch(launch_of(Command(argv=("echo", token)), policy))
+        await _held(token)
+        os.kill(_launcher_pid(runner), signal.SIGKILL)
+        with anyio.fail_after(_BOUND_SECONDS):
+            assert (await process.wait()).reason is TerminationReason.LOST
+        left = _end(token)
+        printed = await process.read(Stream.STDOUT, 100)
+        await runner._retire(process)
+        assert (bool(left), printed) == (True, b"")
 
 
 async def test_a_killed_server_leaves_no_process_and_no_directory(anyio_backend: str, base: str, token: str) -> None:

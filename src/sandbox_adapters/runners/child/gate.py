@@ -89,7 +89,7 @@ class Gate:
             self._give_up(job, f"its processes could not be bounded: {error.strerror}")
 
     def _give_up(self, job: Job, reason: str) -> None:
-        """End a job whose command must not run. The block stays: bwrap would go on when it is closed."""
+        """End a job whose command must not run. The block stays."""
         if not job.killed:
             job.failure = reason
             job.kill()

@@ -14,11 +14,13 @@ from ..hardening import landlock  # noqa: TID252 - see child/__init__.py
 from ..hardening.cgroup_leaf import Leaf, TreeUsage  # noqa: TID252 - see child/__init__.py
 from .inside import Preparation
 from .kernel import PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, children, close_from, parent_of, prctl, send_signal
+from .marks import mark_of
 from .wire import RunRequest
 
-OPTIONS_FD, STATUS_FD, FILTER_FD, BLOCK_FD = 3, 4, 5, 6
-"""What bwrap finds where, after the command's own three. The last only when something waits for it."""
-HIGHEST_PASSED = BLOCK_FD
+OPTIONS_FD, STATUS_FD, FILTER_FD, BLOCK_FD, HOLD_FD = 3, 4, 5, 6, 7
+"""What bwrap finds where, after the command's own three. The last two, which are the ends of one pipe, only when
+something waits for it: with an end of its own to write to, it never takes the launcher's death for leave to go on."""
+HIGHEST_PASSED = HOLD_FD
 _OOM_SCORE_ADJ = b"900"
 
 
@@ -26,18 +28,21 @@ _OOM_SCORE_ADJ = b"900"
 class Settings:
     """What is the same for every job: the process whose death ends it, and a Landlock ruleset, -1 for none.
 
-    `without` names what a test has taken away (`controls.Control`).
+    `mark` is argv[0] of every bwrap (`marks.mark_of`). `without` names what a test has taken away (`controls.Control`).
     """
 
     parent: int
     ruleset: int
+    mark: bytes = b"bwrap"
     without: frozenset[str] = frozenset()
 
     @classmethod
-    def here(cls, without: frozenset[str]) -> Settings:
-        """Return those for children of this process. Raises OSError."""
+    def here(cls, directory: str, without: frozenset[str]) -> Settings:
+        """Return those for children of this process, which works for a runtime directory. Raises OSError."""
         scopes = landlock.detect().scopes and "landlock_scopes" not in without
-        return cls(os.getpid(), landlock.make_ruleset(landlock.detect()) if scopes else -1, without)
+        ruleset = landlock.make_ruleset(landlock.detect()) if scopes else -1
+        own = os.getpid()
+        return cls(own, ruleset, b"bwrap" if "marked_processes" in without else mark_of(directory, own), without)
 
     def with_ruleset(self, ruleset: int) -> Settings:
         """Return the same with another descriptor."""
@@ -178,7 +183,7 @@ def become(request: RunRequest, passed: Sequence[int], settings: Settings) -> No
         for which, soft, hard in request.limits:
             resource.setrlimit(which, (soft, hard))
         environment = dict(os.environ) if "empty_environment" in settings.without else {}
-        os.execve(request.bwrap, _argv(request, len(passed)), environment)  # noqa: S606 - without a shell is the point
+        os.execve(request.bwrap, _argv(request, len(passed), settings.mark), environment)  # noqa: S606 - without a shell is the point
     except BaseException as error:  # noqa: BLE001 - a forked child must not run on into the parent's loop
         complain(error)
     finally:
@@ -215,11 +220,11 @@ def complain(error: BaseException) -> None:
     os.write(2, b"bwrap: cannot be started: %s\n" % str(reason).encode())
 
 
-def _argv(request: RunRequest, passed: int) -> list[bytes]:
-    argv = [b"bwrap", b"--args", b"%d" % OPTIONS_FD, b"--json-status-fd", b"%d" % STATUS_FD]
+def _argv(request: RunRequest, passed: int, mark: bytes) -> list[bytes]:
+    argv = [mark, b"--args", b"%d" % OPTIONS_FD, b"--json-status-fd", b"%d" % STATUS_FD]
     argv += [b"--seccomp", b"%d" % FILTER_FD]
     if passed > BLOCK_FD:
-        argv += [b"--block-fd", b"%d" % BLOCK_FD]
+        argv += [b"--block-fd", b"%d" % BLOCK_FD, b"--sync-fd", b"%d" % HOLD_FD]
     return [*argv, b"--", *request.command]
 
 

@@ -24,7 +24,7 @@ from .answers import Answers
 from .cpu_watch import CpuWatch
 from .gate import Gate
 from .inside import Preparation
-from .job import FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
+from .job import BLOCK_FD, FILTER_FD, STATUS_FD, Job, Settings, become, complain, settle
 from .kernel import PR_SET_CHILD_SUBREAPER, children, is_child, prctl, reset_signals, send_signal
 from .leaves import Leaves, branch_of, limit
 from .ready_children import ReadyChildren
@@ -161,7 +161,7 @@ class Launcher:
             if request.processes_inside >= 0 or preparation is not None:
                 block_read, block_write = os.pipe2(os.O_CLOEXEC)
                 opened += [block_read, block_write]
-                passed.append(block_read)
+                passed += [block_read, block_write]
             pid, leaf = self._give(request, packet, passed)
         except OSError as error:
             for descriptor in opened:
@@ -177,7 +177,7 @@ class Launcher:
         if leaf is not None and request.tree_cpu_seconds >= 0:
             self._cpu.watch(number, leaf, request.tree_cpu_seconds)
         if block_write >= 0:
-            os.close(passed[-1])
+            os.close(passed[BLOCK_FD])
             self._gate.hold(job)
 
     def _give(self, request: RunRequest, packet: bytes, passed: list[int]) -> tuple[int, Leaf | None]:
@@ -295,7 +295,7 @@ def main(arguments: list[str]) -> None:
     channel.setblocking(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     reset_signals()
-    settings = Settings.here(frozenset(arguments[4].split(",")))
+    settings = Settings.here(directory, frozenset(arguments[4].split(",")))
     launcher = Launcher(channel, filter_number, leaves, ready_children, settings)
     gc.collect()
     gc.freeze()
