@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from pydantic_core import to_json
 
-from sandbox_adapters.fleet.local import LocalFleet
 from sandbox_adapters.fleet.record import LONGEST_NAME, BackRecord, decode_record, encode_record, record_fields
 from sandbox_adapters.fleet.redis import RedisFleet
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
@@ -22,6 +21,7 @@ from sandbox_core.domain.errors import StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId, NodeId, Principal
 from sandbox_core.ports.fleet import Fleet
 from sandbox_core.ports.store import Place, Quota
+from sandbox_core.testing.fleet_contract import MakeFleet, SharedFleetContract
 from tests.redis_server import RedisServer
 
 BOUND_SECONDS = 10
@@ -38,7 +38,7 @@ RECORD = BackRecord(
 )
 
 
-def satisfies_the_port(fleet: RedisFleet | LocalFleet) -> Fleet:
+def satisfies_the_port(fleet: RedisFleet) -> Fleet:
     """Checked by mypy."""
     return fleet
 
@@ -56,6 +56,18 @@ async def connection(anyio_backend: str, redis_server: RedisServer) -> AsyncIter
 
 def named(number: int, **changes: object) -> BackRecord:
     return replace(RECORD, node=NodeId(f"n-{number}"), **changes)  # type: ignore[arg-type]  # of the test
+
+
+class TestRedisFleet(SharedFleetContract):
+    @pytest.fixture
+    def make_fleet(self, connection: RedisConnection) -> MakeFleet:
+        async def make(*backs: frozenset[str]) -> Fleet:
+            fleet = RedisFleet(connection)
+            for number, labels in enumerate(backs):
+                await fleet.announce(named(number, labels=tuple(sorted(labels))))
+            return fleet
+
+        return make
 
 
 @pytest.mark.anyio
@@ -148,14 +160,6 @@ class TestBacks:
 
 @pytest.mark.anyio
 class TestOffers:
-    async def test_each_set_of_labels_is_told_once_and_none_without(self, connection: RedisConnection) -> None:
-        fleet = RedisFleet(connection)
-        for number, labels in enumerate([("gpu",), ("gpu",), ("arm64", "gpu"), ()]):
-            await fleet.announce(named(number, labels=labels))
-        offers = list(await fleet.offers())
-        assert len(offers) == 2
-        assert set(offers) == {frozenset({"gpu"}), frozenset({"arm64", "gpu"})}
-
     async def test_who_drains_offers_nothing_and_still_lives(self, connection: RedisConnection) -> None:
         fleet = RedisFleet(connection)
         await fleet.announce(RECORD)
@@ -164,10 +168,6 @@ class TestOffers:
         assert [record.draining for record in await fleet.backs()] == [True]
         await fleet.announce(RECORD)
         assert list(await fleet.offers()) == [frozenset(RECORD.labels)]
-
-    async def test_one_process_knows_its_own(self) -> None:
-        assert list(await LocalFleet(frozenset({"gpu"})).offers()) == [frozenset({"gpu"})]
-        assert list(await LocalFleet(frozenset()).offers()) == []
 
 
 @given(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sandbox_core.ports
 from sandbox_core.testing import FakeClock, Script, ScriptedRunner, pytest_plugin
 
 pytest_plugins = ["pytester"]
@@ -75,6 +76,13 @@ def test_a_failed_assert_of_any_suite_shows_both_sides() -> None:
         if any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(file.read_text())))
     }
     assert asserting <= set(pytest_plugin._SUITES)
+
+
+def test_every_port_has_a_contract_suite() -> None:
+    ports = {file.stem for file in Path(sandbox_core.ports.__path__[0]).glob("[!_]*.py")}
+    suites = {file.stem for file in Path(pytest_plugin.__file__).parent.glob("*_contract.py")}
+    assert len(ports) >= 6
+    assert {f"{port}_contract" for port in ports} == suites
 
 
 def test_unknown_names_of_the_testing_package_are_attribute_errors() -> None:

@@ -2,8 +2,9 @@
 
 Fakes: `ScriptedRunner` (a runner that answers from a script) and `FakeClock` (time that moves on `advance`); pytest
 offers both as fixtures, see `pytest_plugin`. Contract suites to subclass, one per port, in `store_contract`,
-`queue_contract`, `control_contract`, `clock_contract` and `runner_contract`; `store_machine` drives a store against
-a model (needs hypothesis). `history` judges what a fleet did, after faults. Ready-made values are in `samples`.
+`queue_contract`, `control_contract`, `clock_contract`, `runner_contract` and `fleet_contract`; `store_machine` drives a
+store against a model (needs hypothesis). `history` judges what a fleet did, after faults. Ready-made values are in
+`samples`.
 
 The names below are imported when they are used, so that the pytest plugin costs nothing where it is not.
 """

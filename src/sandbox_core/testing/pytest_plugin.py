@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SUITES = (
     "clock_contract",
     "control_contract",
+    "fleet_contract",
     "queue_contract",
     "queue_contract_bounds",
     "queue_contract_delivery",
