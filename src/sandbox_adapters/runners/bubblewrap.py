@@ -25,6 +25,7 @@ from sandbox_adapters.runners.capabilities import EVERY_LIMIT, RunnerCapabilitie
 from sandbox_adapters.runners.child.marks import end_marked, mark_of
 from sandbox_adapters.runners.controls import ALL, Controls
 from sandbox_adapters.runners.granted import GRANT_LAYERS, Granted, Granter
+from sandbox_adapters.runners.hidden_paths import hidden_paths, hiding_options
 from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
@@ -124,6 +125,7 @@ class BubblewrapRunner:
                 directory = RuntimeDirectory.create(reachable=self._as_root, base=self._runtime_base)
                 stack.callback(directory.close)
                 etc = directory.make_etc(self._egress.etc_files())
+                self._etc = etc
                 self._view = SandboxView(etc, self._read_only_paths)
                 self._walls = stack.enter_context(Walls(self._controls))
                 self._layers = self._controls.layers((*LAYERS, *self._walls.layers))
@@ -186,7 +188,7 @@ class BubblewrapRunner:
 
     async def _from_spare(self, launch: Launch) -> BubblewrapProcess | None:
         policy = launch.policy
-        if self._spares is None or policy.network.allowed_domains or self._granter.asked(policy.filesystem):
+        if self._spares is None or policy.network.allowed_domains or not self._is_usual(policy.filesystem):
             return None
         script = self._view.spare_script(launch.command)
         if script is None:
@@ -197,6 +199,10 @@ class BubblewrapRunner:
             return process
         await self._retire(process)
         return None
+
+    def _is_usual(self, policy: FilesystemPolicy) -> bool:
+        """True when a command sees the files that every command does."""
+        return not (self._granter.asked(policy) or hidden_paths(policy))
 
     async def _retire(self, process: BubblewrapProcess) -> None:
         try:
@@ -228,7 +234,9 @@ class BubblewrapRunner:
         theirs: list[int] = []
         ours: list[int] = []
         try:
-            self._open_pipes(launch, uid, theirs, ours, network, () if granted is None else granted.options)
+            hidden = hidden_paths(launch.policy.filesystem)
+            view = (*(() if granted is None else granted.options), *hiding_options(hidden, self._etc))
+            self._open_pipes(launch, uid, theirs, ours, network, view)
             pipes = InputPipe(ours[0]), OutputPipe(ours[1]), OutputPipe(ours[2])
             limits = launch.policy.resource_limits
             request = self._bounds.request(
@@ -239,7 +247,7 @@ class BubblewrapRunner:
                 proxy_port=0 if network is None else network.port,
                 grants=b"" if granted is None else granted.packed,
             )
-            isolation = self._bounds.isolation(limits, uid, version=program.version)
+            isolation = self._bounds.isolation(limits, uid, version=program.version, hidden=hidden)
             process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
@@ -267,13 +275,13 @@ class BubblewrapRunner:
         theirs: list[int],
         ours: list[int],
         network: ExecutionNetwork | None,
-        granted: Sequence[str],
+        files: Sequence[str],
     ) -> None:
         """Fill both lists, also partly when it fails: theirs are as `wire.RUN` has them."""
         command = launch.command
         open_pipes(theirs, ours, has_input=bool(command.stdin) or command.interactive, uid=uid)
         environment = {} if network is None else network.environment
-        view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment, granted)
+        view = self._view.options(command, launch.policy.resource_limits.workspace_mb, environment, files)
         theirs.append(memory_file("bwrap-options", self._controls.options(view)))
         if network is not None:
             theirs.append(network.detach_launchers_end())

@@ -94,8 +94,11 @@ class Bounds:
             inodes=self._walls.inodes(limits),
         )
 
-    def isolation(self, limits: ResourceLimits, uid: int, *, version: str) -> Isolation:
-        """Return the record of an execution with this uid, -1 for the server's own, under bwrap of this version."""
+    def isolation(self, limits: ResourceLimits, uid: int, *, version: str, hidden: Sequence[str] = ()) -> Isolation:
+        """Return the record of an execution with this uid, -1 for the server's own, under bwrap of this version.
+
+        `hidden` is what it cannot see of what others do.
+        """
         held = {**rlimit_mechanisms(limits, unique_uid=uid >= 0), **self._walls.mechanisms(limits)}
         return Isolation(
             runner="bubblewrap",
@@ -105,7 +108,7 @@ class Bounds:
             kernel_uid=uid if uid >= 0 else os.geteuid(),
             layers=self._layers,
             limits=self._controls.limits(held),
-            facts=dict(self._walls.facts),
+            facts={**self._walls.facts, **({"filesystem_hidden": ", ".join(hidden)} if hidden else {})},
         )
 
     def _rlimits(self, limits: ResourceLimits) -> list[tuple[int, int, int]]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from sandbox_adapters.runners.bubblewrap_options import WRITABLE
+from sandbox_adapters.runners.hidden_paths import ROOTS, can_hide
 from sandbox_adapters.runners.required_layers import missing_layers
 from sandbox_core.domain.errors import PolicyViolation
 from sandbox_core.domain.policy import ExecutionPolicy, inside_sandbox, path_within
@@ -21,17 +22,14 @@ def unenforceable(policy: ExecutionPolicy, readable: Sequence[str], layers: Sequ
 
     `readable` are the roots of all that a command can read, `layers` those that an execution with it has.
 
-    A denial of what the sandbox does not have is enforced by its absence.
+    A denial of what the sandbox does not have is enforced by its absence; see `hidden_paths` for what it has.
     """
     found = []
     for path in policy.filesystem.deny_read:
-        if may_cover(path, readable):
-            found.append(
-                PolicyViolation(
-                    "filesystem.deny_read", path, "paths that the sandbox does not have",
-                    "this runner cannot hide a path that every command can read",
-                )
-            )  # fmt: skip
+        if may_cover(path, readable) and not can_hide(path, policy.filesystem):
+            allowed = f"paths below {' or '.join(ROOTS)}, or that the sandbox does not have"
+            reason = "this cannot be hidden: commands need it, it has wildcards, or something in it is allowed"
+            found.append(PolicyViolation("filesystem.deny_read", path, allowed, reason))
     for path in policy.filesystem.deny_write:
         if may_cover(path, WRITABLE):
             found.append(

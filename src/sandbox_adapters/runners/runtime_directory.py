@@ -47,6 +47,16 @@ def empty_directory(etc: Path) -> Path:
     return etc.with_name("empty")
 
 
+def hidden_file(etc: Path) -> Path:
+    """Return the file beside it that is shown instead of one that a policy denies: nobody can open it."""
+    return etc.with_name("hidden-file")
+
+
+def hidden_directory(etc: Path) -> Path:
+    """Return the directory for the same."""
+    return etc.with_name("hidden-directory")
+
+
 def shown_directories(etc: Path) -> list[str]:
     """Return the host's directories that are mounted over empty ones in the /etc made by `make_etc`."""
     return [f"/etc/{name}" for name in _ETC_SHOWN if (etc / name).is_dir()]
@@ -105,6 +115,8 @@ class RuntimeDirectory:
         etc.mkdir()
         empty_directory(etc).mkdir()
         _open_up(empty_directory(etc))
+        hidden_directory(etc).mkdir(mode=0)
+        hidden_file(etc).touch(mode=0)
         for name in _ETC_COPIED:
             _copy(Path("/etc", name), etc / name)
         for pattern in _ETC_PATTERNS:

@@ -14,6 +14,7 @@ from sandbox_adapters.runners.child import grant_check, tree_scan
 from sandbox_adapters.runners.child.protected_names import ANYWHERE, is_protected
 from sandbox_adapters.runners.granted import Granter
 from sandbox_adapters.runners.grants import NEVER_GRANTED, Access, resolve_grants
+from sandbox_adapters.runners.hidden_paths import MAX_HIDDEN, hidden_paths
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, path_within, resolve
 from tests.integration.docs.markdown import blocks
 
@@ -25,12 +26,14 @@ def examples(language: str) -> list[str]:
 
 
 def test_the_request_fits_the_ceiling() -> None:
-    [request] = [parse_policy(json.loads(text)) for text in examples("json")]
+    request, hiding = [parse_policy(json.loads(text)) for text in examples("json")]
     [[variable]] = [shlex.split(text) for text in examples("sh")]
     ceiling = parse_policy(json.loads(variable.removeprefix("SANDBOX_CEILING=")))
     resolved = resolve(request, ceiling=ceiling, defaults=ExecutionPolicy())
     assert Granter(readable_roots(), ceiling.filesystem).violations(resolved.filesystem) == []
     assert "/srv/secrets" in resolved.filesystem.deny_read
+    assert hidden_paths(hiding.filesystem) == tuple(sorted(hiding.filesystem.deny_read))
+    assert f"at most {MAX_HIDDEN} paths" in TEXT
 
 
 def test_the_table_says_what_the_rules_mean() -> None:
