@@ -1,4 +1,4 @@
-"""What a fleet costs Redis: measured for one execution and one idle worker, then extrapolated to 1,000 workers.
+"""What a fleet costs Redis: measured for an execution, one that goes on running, and an idle worker; then extrapolated.
 
 Prints Markdown for docs/scaling.md: `python -m benchmarks.scaling | python scripts/record_benchmarks.py`. Servers and
 workers are `open_sandbox` with the settings of each, in this process; what runs is scripted. Redis sees the same as of
@@ -17,7 +17,7 @@ import anyio
 from benchmarks.redis_costs import Cost, RedisMeter
 from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings
-from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
+from sandbox_core.testing.scripted_runner import Pause, Script, ScriptedRunner
 from tests.redis_server import RedisServer, running_redis
 
 IDLE_WORKERS: Final = 50
@@ -26,6 +26,9 @@ IDLE_SECONDS: Final = 30.0
 EXECUTIONS: Final = 400
 AT_ONCE: Final = 8
 OUTPUT_BYTES: Final = 256 * 1024
+RUNNING_WORKERS: Final = 10
+RUNNING_SECONDS: Final = 30.0
+LONGER_SECONDS: Final = 3600.0
 
 SLOTS: Final = 10
 """Slots of one worker, the default."""
@@ -60,19 +63,50 @@ async def execution_cost(redis: RedisServer, *, output_bytes: int = 0, count: in
         return meter.read().per(count)
 
 
-def tables(execution: Cost, of_output: Cost, idle_worker: Cost) -> str:
+async def running_cost(redis: RedisServer, *, seconds: float = RUNNING_SECONDS, settle: float = SETTLE_SECONDS) -> Cost:
+    """Return what it costs Redis in one second that one execution more goes on running, in workers with SLOTS of them.
+
+    One slot stays free, so that each worker asks for more as the idle one does, whose cost is taken off.
+    """
+    count = RUNNING_WORKERS * SLOTS
+    limits = {"max_concurrent": SLOTS + 1, "max_per_session": count, "timeout": 2 * LONGER_SECONDS}
+    script = Script(steps=[Pause(LONGER_SECONDS)])
+    async with AsyncExitStack() as opened:
+        workers = [
+            await opened.enter_async_context(_worker(redis, "run", script, **limits)) for _ in range(RUNNING_WORKERS)
+        ]
+        server = await opened.enter_async_context(_server(redis, "run", **limits))
+        await anyio.sleep(settle)
+        meter = RedisMeter(redis)
+        await anyio.sleep(seconds)
+        idle = meter.read()
+        for _ in range(count):
+            await server.submit("work", timeout_seconds=LONGER_SECONDS)
+        while sum(worker.supervisor.running for worker in workers) < count:  # noqa: ASYNC110  # counts tell nobody
+            await anyio.sleep(0.05)
+        await anyio.sleep(settle)
+        meter = RedisMeter(redis)
+        await anyio.sleep(seconds)
+        cost = meter.read()
+        for worker in workers:
+            worker.hurry()
+    return cost.less_idle(idle).per(count * cost.seconds)
+
+
+def tables(execution: Cost, of_output: Cost, idle_worker: Cost, running: Cost) -> str:
     """Return what was measured, and what follows from it.
 
     Args:
-        execution: one that prints nothing.
+        execution: one that prints nothing and ends at once.
         of_output: one that prints OUTPUT_BYTES.
         idle_worker: one worker for one second.
+        running: one execution that goes on for one second.
     """
     mib = OUTPUT_BYTES / (1 << 20)
     extra = of_output.less(execution)
     formula = (
-        f"Load of Redis = *N* · *w* + *N* · {SLOTS} / *d* · *e*, for *N* workers of {SLOTS} slots, all busy with "
-        "executions that take *d* seconds. Processor time is a share of Redis's one thread."
+        f"Load of Redis = *N* · *w* + *N* · {SLOTS} · (*r* + *e* / *d*), for *N* workers of {SLOTS} slots, all busy "
+        "with executions that take *d* seconds. Processor time is a share of Redis's one thread."
     )
     lines = [
         "| measured | round trips | commands, those in scripts too | to Redis | from Redis | processor time of Redis |",
@@ -80,6 +114,7 @@ def tables(execution: Cost, of_output: Cost, idle_worker: Cost) -> str:
         _measured("*e*: an execution without output, through the queue", execution, 1),
         _measured("*o*: each MiB of output, stored and read once", extra, mib),
         _measured("*w*: an idle worker, each second", idle_worker, 1),
+        _measured("*r*: an execution that goes on running, each second", running, 1),
         "",
         formula,
         "",
@@ -89,25 +124,28 @@ def tables(execution: Cost, of_output: Cost, idle_worker: Cost) -> str:
     for workers in FLEETS:
         for seconds in DURATIONS:
             rate = workers * SLOTS / seconds
-            load = idle_worker.per(1 / workers).plus(execution.per(1 / rate))
+            busy = running.per(1 / (workers * SLOTS)).plus(execution.per(1 / rate))
+            load = idle_worker.per(1 / workers).plus(busy)
             said = "" if load.processor_seconds <= BUSY else "over one Redis"
             network = f"{load.bytes / (1 << 20):.1f} MiB/s"
             share = f"{load.processor_seconds:.0%}"
             lines.append(
                 f"| {workers} | {seconds} s | {rate:.0f} | {load.round_trips:.0f} | {network} | {share} | {said} |"
             )
-    lines += ["", _limits(execution, idle_worker)]
+    lines += ["", _limits(execution, idle_worker, running)]
     return "\n".join(lines)
 
 
-def _limits(execution: Cost, idle_worker: Cost) -> str:
+def _limits(execution: Cost, idle_worker: Cost, running: Cost) -> str:
     rate, idle = BUSY / execution.processor_seconds, BUSY / idle_worker.processor_seconds
-    left = BUSY - 1000 * idle_worker.processor_seconds
+    left = BUSY - 1000 * (idle_worker.processor_seconds + SLOTS * running.processor_seconds)
     seconds = 1000 * SLOTS * execution.processor_seconds / left if left > 0 else float("inf")
+    most = BUSY / running.processor_seconds
     return (
         f"One Redis that is asked for {BUSY:.0%} of its thread: {BUSY:g} / *e* = **{rate:.0f} executions a second**, "
-        f"or {BUSY:g} / *w* = {idle:.0f} workers that do nothing. 1,000 workers with every slot busy stay below that "
-        f"when an execution takes {seconds:.0f} s or more on average."
+        f"or {BUSY:g} / *w* = {idle:.0f} workers that do nothing, or {BUSY:g} / *r* = {most:.0f} executions that only "
+        f"go on running. 1,000 workers with every slot busy stay below that when an execution takes {seconds:.0f} s "
+        "or more on average."
     )
 
 
@@ -133,15 +171,17 @@ async def _run(server: Sandbox, count: int) -> None:
 
 
 @asynccontextmanager
-async def _worker(redis: RedisServer, prefix: str, script: Script | None = None) -> AsyncIterator[Sandbox]:
+async def _worker(
+    redis: RedisServer, prefix: str, script: Script | None = None, **fields: Any
+) -> AsyncIterator[Sandbox]:
     runner = ScriptedRunner({"work": script or Script()})
-    async with open_sandbox(_settings(redis, prefix), runner=runner) as worker:
+    async with open_sandbox(_settings(redis, prefix, **fields), runner=runner) as worker:
         yield worker
 
 
 @asynccontextmanager
-async def _server(redis: RedisServer, prefix: str) -> AsyncIterator[Sandbox]:
-    async with open_sandbox(_settings(redis, prefix, local_runner=False)) as server:
+async def _server(redis: RedisServer, prefix: str, **fields: Any) -> AsyncIterator[Sandbox]:
+    async with open_sandbox(_settings(redis, prefix, local_runner=False, **fields)) as server:
         yield server
 
 
@@ -156,7 +196,8 @@ async def measure() -> str:
         execution = await execution_cost(redis)
         of_output = await execution_cost(redis, output_bytes=OUTPUT_BYTES, count=EXECUTIONS // 4)
         idle = await idle_cost(redis)
-    return tables(execution, of_output, idle.per(IDLE_WORKERS * idle.seconds))
+        running = await running_cost(redis)
+    return tables(execution, of_output, idle.per(IDLE_WORKERS * idle.seconds), running)
 
 
 if __name__ == "__main__":

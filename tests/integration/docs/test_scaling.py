@@ -6,8 +6,11 @@ import re
 
 import pytest
 
-from benchmarks.scaling import IDLE_WORKERS, execution_cost, idle_cost
+from benchmarks.scaling import IDLE_WORKERS, SLOTS, execution_cost, idle_cost
+from sandbox_adapters.settings import Settings
+from sandbox_core.testing.samples import NODE, WIDE, pending, place_of
 from tests.integration.docs.markdown import ROOT
+from tests.integration.redis.conftest import CLOCK, opened
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -41,6 +44,22 @@ async def test_an_execution_costs_what_the_document_says(own_redis: RedisServer)
     round_trips, commands = recorded("e")
     assert cost.round_trips <= 1.25 * round_trips
     assert cost.commands <= 1.25 * commands
+
+
+async def test_what_goes_on_running_costs_what_the_document_says(own_redis: RedisServer) -> None:
+    async with opened(own_redis) as store:
+        leases = []
+        for _ in range(SLOTS):
+            execution = await store.create(pending(CLOCK))
+            await store.reserve(place_of(execution), WIDE, lease_seconds=60)
+            leases.append((await store.claim(execution.id, NODE, lease_seconds=60)).lease)
+        await store.renew(leases, lease_seconds=60)
+        before = own_redis.commands()
+        await store.renew(leases, lease_seconds=60)
+        used = own_redis.commands() - before
+    each_renewal = (used.total() - used["info"]) / SLOTS
+    _, commands = recorded("r")
+    assert each_renewal / (Settings().lease_seconds / 3) <= 1.25 * commands
 
 
 async def test_fifty_idle_workers_cost_under_150_commands_a_second(own_redis: RedisServer) -> None:

@@ -91,6 +91,20 @@ def test_a_replica_is_asked_for_each_share_of_slots() -> None:
     assert demand["metadata"]["query"] == queries()[-1]
 
 
+def test_the_adapter_s_rule_gives_the_metric_that_the_autoscaler_asks_for() -> None:
+    comment = [line for line in (KUBERNETES / "workers-hpa.yaml").read_text().splitlines() if line.startswith("#     ")]
+    (rule,) = yaml.safe_load("\n".join(line[6:] for line in comment))["rules"]["external"]
+    (hpa,) = documents("workers-hpa.yaml")
+    assert rule["name"]["as"] == hpa["spec"]["metrics"][0]["external"]["metric"]["name"]
+    # deploy/prometheus sets no label for the namespace.
+    labels = {
+        rule.get("target_label")
+        for rule in yaml.safe_load(PROMETHEUS.read_text())["scrape_configs"][0]["relabel_configs"]
+    }
+    assert rule["resources"] == {"namespaced": "namespace" in labels}
+    assert rule["metricsQuery"] == queries()[-1]
+
+
 def test_the_object_of_keda_has_the_fields_that_its_definition_has() -> None:
     spec = scaled_object()["spec"]
     assert scaled_object()["apiVersion"] == "keda.sh/v1alpha1"
