@@ -11,7 +11,11 @@ from sandbox_core.domain.errors import InvalidArgument
 MAX_COMMAND_BYTES = 128 * 1024 - 1
 """Linux refuses a single argument of 128 KiB or more (MAX_ARG_STRLEN, execve(2)); we hold all of argv to it."""
 
+MAX_ARGUMENTS = 4096
 MAX_ENVIRONMENT_BYTES = 128 * 1024
+MAX_VARIABLES = 1024
+"""With MAX_ARGUMENTS within what bwrap takes: 9000 items, of which a variable needs three."""
+
 MAX_STDIN_BYTES = 1024 * 1024
 MAX_WORKING_DIRECTORY_BYTES = 4095
 """PATH_MAX less its NUL (limits.h)."""
@@ -56,6 +60,9 @@ class Command:
                 _check_type("command", item, "text, or a list of text")
             if not self.argv or not self.argv[0]:
                 raise InvalidArgument("command", "is empty; the first item must name a program")
+            if len(self.argv) > MAX_ARGUMENTS:
+                problem = f"has {len(self.argv)} items; at most {MAX_ARGUMENTS} are taken. Send long lists as stdin"
+                raise InvalidArgument("command", f"{problem}, e.g. to `xargs`")
             _check_text(
                 "command", "".join(self.argv), MAX_COMMAND_BYTES, more_bytes=len(self.argv), advice=_LARGE_PROGRAMS
             )
@@ -64,6 +71,9 @@ class Command:
             if not self.working_directory:
                 raise InvalidArgument("working_directory", "is empty; leave it out for the workspace")
             _check_text("working_directory", self.working_directory, MAX_WORKING_DIRECTORY_BYTES)
+        if len(self.environment) > MAX_VARIABLES:
+            problem = f"has {len(self.environment)} variables; at most {MAX_VARIABLES} are taken"
+            raise InvalidArgument("environment", problem)
         size = 0
         for name, value in self.environment.items():
             _check_type("environment", name, "a mapping of text")

@@ -8,7 +8,7 @@ import uuid
 import anyio
 import pytest
 
-from sandbox_core.domain.command import MAX_COMMAND_BYTES, Command
+from sandbox_core.domain.command import MAX_ARGUMENTS, MAX_COMMAND_BYTES, MAX_VARIABLES, Command
 from sandbox_core.domain.errors import PolicyRefused
 from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, IsolationPolicy
@@ -53,6 +53,14 @@ class LifeContract:
         text = "echo ok #"
         finished = await run_command(runner, Command(shell=text.ljust(MAX_COMMAND_BYTES, "x")))
         assert (finished.stdout, finished.exit.exit_code) == (b"ok\n", 0)
+
+    async def test_the_most_arguments_and_variables_arrive(self, runner: ProcessRunner) -> None:
+        count = "import os, sys; print(len(sys.argv), sum(name[:3] == 'OWN' for name in os.environ))"
+        program = ("python3", "-c", count)
+        own = {f"OWN{number}": "x" for number in range(MAX_VARIABLES)}
+        argv = (*program, *("x" for _ in range(MAX_ARGUMENTS - len(program))))
+        finished = await run_command(runner, Command(argv=argv, environment=own))
+        assert finished.stdout.split() == [b"%d" % (MAX_ARGUMENTS - 2), b"%d" % MAX_VARIABLES], finished.stderr
 
     async def test_a_command_may_start_with_a_dash(self, runner: ProcessRunner) -> None:
         assert (await run_command(runner, Command(shell="-no-option"))).exit.exit_code == 127

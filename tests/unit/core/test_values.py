@@ -70,10 +70,15 @@ def test_a_bad_command_is_refused_naming_the_field(arguments: dict[str, Any], fi
     ("arguments", "problem"),
     [
         (
-            {"argv": ("x",) * 200_000},
+            {"argv": ("x" * 99,) * 4000},
             "command: is 400000 bytes; at most 131071 are taken. Send large programs as stdin",
         ),
         ({"shell": "a", "environment": {"A" * 200_000: ""}}, ": is 200001 bytes; at most 131071 are taken$"),
+        ({"argv": ("a",) * 4097}, "command: has 4097 items; at most 4096 are taken. Send long lists as stdin"),
+        (
+            {"shell": "a", "environment": {f"A{number}": "" for number in range(1025)}},
+            "environment: has 1025 variables; at most 1024 are taken$",
+        ),
         ({"shell": "a", "working_directory": "/" * 5000}, ": is 5000 bytes; at most 4095 are taken$"),
     ],
 )
