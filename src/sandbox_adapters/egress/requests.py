@@ -34,6 +34,9 @@ _HOP_BY_HOP = frozenset(
 _NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length", b"cookie", b"authorization", b"expect", b"set-cookie"})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _MAX_METHOD_BYTES = 32
+_ECHOING = frozenset({b"TRACE", b"TRACK"})
+"""They would send back what the proxy added for the destination only (RFC 9110, section 9.3.8); TRACK is what one server
+calls the same, and some do not mind small letters."""
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -72,8 +75,7 @@ def check_head(request: h11.Request, max_head_bytes: int) -> None:
         raise MalformedRequest(f"the head has more than {max_head_bytes} bytes or {MAX_FIELDS} fields")
     if len(request.method) > _MAX_METHOD_BYTES:
         raise MalformedRequest("the method is not known")
-    if request.method == b"TRACE":
-        # It would send back what the proxy added for the destination only (RFC 9110, section 9.3.8).
+    if request.method.upper() in _ECHOING:
         raise MalformedRequest("TRACE is not passed on", status=405)
     names = [name for name, _ in fields]
     if b"transfer-encoding" in names:

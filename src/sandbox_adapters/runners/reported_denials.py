@@ -39,6 +39,11 @@ _ERROR = re.compile(
 )
 """The texts of strerror(3), as C, Python, Node (in small letters), Go and Rust print them."""
 
+_NO_MEMORY = re.compile(
+    r"cannot allocate memory|\bMemoryError\b|std::bad_alloc|memory exhausted|(?<!heap )\bout of memory\b", re.IGNORECASE
+)
+"""ENOMEM in the words of C, Python, C++, GNU programs, Go and Perl; a full heap of Node or Java is their own limit."""
+
 _QUOTED_AFTER = re.compile(r"""(?::|,\ [a-z]{1,32})\ b?(?P<quote>['"])(?P<path>[^'"]+)(?P=quote)""", re.VERBOSE)
 """Python: `[Errno 30] Read-only file system: '/x'`; Node: `EROFS: read-only file system, open '/x'`."""
 _QUOTED_LAST = re.compile(r"""['"](?P<path>[^'"]+)['"]$""")
@@ -151,7 +156,7 @@ def _read(lines: list[str], rules: _Rules) -> Iterator[Denial]:
 def _of_call_or_file(line: str, rules: _Rules) -> Denial | None:
     found = _ERROR.search(line)
     if found is None:
-        return None
+        return _of_memory(line, rules.limits)
     error, before, after = found[0].lower(), line[: found.start()].rstrip(" :[("), line[found.end() :]
     fields = before.split(": ")
     if error in (_NOT_PERMITTED, _NOT_THERE, _SUPERUSER, _DENIED) and (call := _call_of(fields, error)):
@@ -236,6 +241,17 @@ def _of_file(error: str, path: str | None, rules: _Rules) -> Denial | None:
             f"A process may have {limits.max_open_files} files open: close some, or ask for more.",
         )  # fmt: skip
     return None
+
+
+def _of_memory(line: str, limits: ResourceLimits) -> Denial | None:
+    """A process over the limit by itself is refused memory, and goes on: no kernel counts that."""
+    found = _NO_MEMORY.search(line)
+    if found is None or limits.max_memory_mb is None:
+        return None
+    return Denial(
+        DenialKind.SYSCALL, "mmap", "resource_limits.max_memory_mb",
+        f"The program reported: {found[0]}. It may have {limits.max_memory_mb} MiB: use less, or ask for more.",
+    )  # fmt: skip
 
 
 def _file(path: str, rule: str, error: str, advice: str) -> Denial:

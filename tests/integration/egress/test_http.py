@@ -125,9 +125,10 @@ async def test_plain_http_to_a_tls_port_gets_403(serving: Serving, origin: Origi
         assert running.rules_denied() == ["tls_ports"]
 
 
-async def test_trace_is_not_passed_on(serving: Serving, origin: Origin) -> None:
+@pytest.mark.parametrize("method", [b"TRACE", b"trace", b"TRACK"])
+async def test_trace_is_not_passed_on(serving: Serving, origin: Origin, method: bytes) -> None:
     async with serving(ports=[origin.port]) as running:
-        answer = await running.talk(get(origin.port, extra=CLOSE).replace(b"GET", b"TRACE"))
+        answer = await running.talk(get(origin.port, extra=CLOSE).replace(b"GET", method))
     assert status(answer) == 405
     assert not origin.seen
 

@@ -16,9 +16,10 @@ from sandbox_core.ports.runner import ProcessExit
 
 WRITE, CAPABILITIES, FILTER = "filesystem.allow_write", "capabilities_none", "seccomp"
 DOMAINS = "network.allowed_domains"
+MEMORY = "resource_limits.max_memory_mb"
 FILES, CALLS, NETWORK = DenialKind.FILESYSTEM, DenialKind.SYSCALL, DenialKind.NETWORK
 LIMITED = ExecutionPolicy(
-    resource_limits=ResourceLimits(workspace_mb=16, max_file_size_mb=2, max_open_files=64),
+    resource_limits=ResourceLimits(workspace_mb=16, max_file_size_mb=2, max_open_files=64, max_memory_mb=32),
     filesystem=FilesystemPolicy(deny_read=("/opt/keys",), allow_write=("/srv",), deny_write=("/srv/kept", "sub")),
 )
 REPORTED = [
@@ -56,6 +57,13 @@ REPORTED = [
     ("OSError: [Errno 28] No space left on device", FILES, "/workspace", "resource_limits.workspace_mb"),
     ("OSError: [Errno 27] File too large", FILES, "a file", "resource_limits.max_file_size_mb"),
     ("OSError: [Errno 24] Too many open files: '/tmp/7'", FILES, "/tmp/7", "resource_limits.max_open_files"),
+    ("MemoryError", CALLS, "mmap", MEMORY),
+    ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 8 GiB; MemoryError", CALLS, "mmap", MEMORY),
+    ("bash: fork: Cannot allocate memory", CALLS, "mmap", MEMORY),
+    ("OSError: [Errno 12] Cannot allocate memory", CALLS, "mmap", MEMORY),
+    ("terminate called after throwing an instance of 'std::bad_alloc'", CALLS, "mmap", MEMORY),
+    ("fatal error: runtime: out of memory", CALLS, "mmap", MEMORY),
+    ("xargs: memory exhausted", CALLS, "mmap", MEMORY),
     # System calls.
     ("unshare: unshare failed: Operation not permitted", CALLS, "unshare", FILTER),
     ("mount: /mnt: permission denied.", CALLS, "mount", FILTER),
@@ -89,6 +97,8 @@ REPORTED = [
     ("OSError: [Errno 101] Network is unreachable", NETWORK, "a name or address that was not reported", DOMAINS),
 ]  # fmt: skip
 NO_DENIALS = [
+    "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory",
+    "class MyMemoryErrors: pass",
     "",
     "bash: nope: command not found",
     "Permission denied",
