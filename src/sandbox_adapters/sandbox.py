@@ -339,7 +339,7 @@ async def open_sandbox(
         if isinstance(places := container.store(), PlacesElsewhere):
             tasks.start_soon(_ask_again, places, container.queue())
         _log.info(
-            "ExecutionManager initialised",
+            "First-time initialization: ExecutionManager initialised",
             runner=sandbox.runner.name,
             store=settings.state,
             capacity=sandbox.supervisor.capacity,

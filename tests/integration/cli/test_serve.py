@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 WAIT_SECONDS = 60
 TOKEN = "tok-0123456789abcdef"
+INITIALISED = "First-time initialization: ExecutionManager initialised"
 
 
 def events_until(process: subprocess.Popen[bytes], event: str) -> list[dict[str, Any]]:
@@ -54,8 +55,8 @@ def test_it_serves_logs_once_that_the_manager_is_there_and_stops_on_sigterm(star
         assert process.stdout is not None
         assert process.stdout.read() == b""
     log = tmp_path / "sandbox_server.log"
-    assert [line["event"] for line in file_events(log)].count("ExecutionManager initialised") == 1
-    (line,) = [line for line in file_events(log) if line["event"] == "ExecutionManager initialised"]
+    assert [line["event"] for line in file_events(log)].count(INITIALISED) == 1
+    (line,) = [line for line in file_events(log) if line["event"] == INITIALISED]
     assert (line["runner"], line["store"], line["capacity"], line["isolated"]) == ("bubblewrap", "memory", 10, True)
     assert TOKEN not in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
@@ -64,7 +65,7 @@ def test_it_serves_logs_once_that_the_manager_is_there_and_stops_on_sigterm(star
 def test_the_local_runner_is_logged_as_no_isolation(started: Start) -> None:
     with started("serve", "--port", "0", "--runner", "local", "--log-file", "") as process:
         lines = events_until(process, "Listening")
-        (line,) = [line for line in lines if line["event"] == "ExecutionManager initialised"]
+        (line,) = [line for line in lines if line["event"] == INITIALISED]
         assert (line["runner"], line["isolated"]) == ("local", False)
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_SECONDS) == 0
@@ -75,7 +76,7 @@ def test_flags_win_over_the_environment(started: Start) -> None:
         "serve", "--port", "0", "--max-concurrent", "4", SANDBOX_PORT="1", SANDBOX_MAX_CONCURRENT="7"
     ) as process:
         lines = events_until(process, "Listening")
-        assert [line["capacity"] for line in lines if line["event"] == "ExecutionManager initialised"] == [4]
+        assert [line["capacity"] for line in lines if line["event"] == INITIALISED] == [4]
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_SECONDS) == 0
 

@@ -296,7 +296,7 @@ async def test_the_log_says_once_that_the_manager_is_there_and_names_a_misspelt_
             await sandbox.run("tool")
             await sandbox.run("tool")
     messages = [record.getMessage() for record in caplog.records]
-    assert messages.count("ExecutionManager initialised") == 1
+    assert messages.count("First-time initialization: ExecutionManager initialised") == 1
     (unknown,) = [record for record in caplog.records if record.getMessage() == "Unknown variable"]
     assert "SANDBOX_MAX_CONCURRENT" in vars(unknown)["problem"]
 
