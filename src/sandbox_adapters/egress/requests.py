@@ -35,8 +35,8 @@ _NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length", b"cookie", b"authoriz
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _MAX_METHOD_BYTES = 32
 _ECHOING = frozenset({b"TRACE", b"TRACK"})
-"""They would send back what the proxy added for the destination only (RFC 9110, section 9.3.8); TRACK is what one server
-calls the same, and some do not mind small letters."""
+"""Would send back what the proxy added for the destination only (RFC 9110, section 9.3.8). TRACK is one server's name
+for the same, and some do not mind small letters."""
 
 Fields = list[tuple[bytes, bytes]]
 
