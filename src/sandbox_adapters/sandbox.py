@@ -23,7 +23,14 @@ from sandbox_core.application.remote import Back
 from sandbox_core.application.service import ExecutionService, Submission
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError
 from sandbox_core.domain.events import OutputEvent
-from sandbox_core.domain.ids import LOCAL_PRINCIPAL, ExecutionId, Principal, parse_execution_id, parse_session_id
+from sandbox_core.domain.ids import (
+    LOCAL_PRINCIPAL,
+    ExecutionId,
+    Principal,
+    parse_execution_id,
+    parse_list_position,
+    parse_session_id,
+)
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
 from sandbox_core.ports.queue import ExecutionQueue
@@ -247,7 +254,7 @@ class Sandbox:
             session_id=None if session_id is None else parse_session_id(session_id),
             statuses=statuses,
             limit=limit,
-            before=None if before is None else parse_execution_id(before),
+            before=None if before is None else parse_list_position(before),
         )
 
     async def health(self) -> Health:

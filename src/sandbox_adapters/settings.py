@@ -108,7 +108,8 @@ class Settings(
         default=5,
         ge=1,
         le=100_000,
-        description="Executions running at once in one session.",
+        description="Executions running at once in one session: those of one `session_id`, or of an older client's "
+        "session, or else all that its caller starts without a name.",
     )
     max_per_principal: int | None = Field(
         default=None,

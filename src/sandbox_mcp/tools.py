@@ -15,7 +15,7 @@ from sandbox_adapters.submission import make_submission
 from sandbox_core.application.service import ExecutionService
 from sandbox_core.domain.errors import InvalidArgument
 from sandbox_core.domain.execution import Execution
-from sandbox_core.domain.ids import ExecutionId, parse_execution_id, parse_session_id
+from sandbox_core.domain.ids import ExecutionId, parse_execution_id, parse_list_position, parse_session_id
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_mcp.arguments import (
     Arguments,
@@ -151,7 +151,7 @@ class Tools:
             session_id=None if args.session_id is None else parse_session_id(args.session_id),
             statuses=_statuses(args.status),
             limit=args.limit,
-            before=None if args.before is None else _position(args.before),
+            before=None if args.before is None else parse_list_position(args.before),
         )
         return ListView(page), Wishes()
 
@@ -210,10 +210,3 @@ def _statuses(given: ExecutionStatus | list[ExecutionStatus] | None) -> frozense
     if given is None:
         return frozenset()
     return frozenset({given} if isinstance(given, ExecutionStatus) else given)
-
-
-def _position(before: str) -> ExecutionId:
-    try:
-        return parse_execution_id(before)
-    except InvalidArgument:
-        raise InvalidArgument("before", "must be the next_before of an earlier reply") from None

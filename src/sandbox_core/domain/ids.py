@@ -54,6 +54,13 @@ def parse_execution_id(text: str) -> ExecutionId:
     return ExecutionId(text)
 
 
+def parse_list_position(text: str) -> ExecutionId:
+    """Check a caller's `before`; raises InvalidArgument when no page of a list can have named it as the next."""
+    if not _fits(_EXECUTION_ID, text):
+        raise InvalidArgument("before", "must be the next_before of an earlier reply")
+    return ExecutionId(text)
+
+
 def parse_session_id(text: str) -> SessionId:
     """Check a caller's text; raises InvalidArgument when it cannot be a session handle."""
     if not _fits(_SESSION_ID, text):

@@ -163,6 +163,10 @@ async def test_submit_wait_and_list() -> None:
         assert {execution.id for execution in (await sandbox.list()).executions} == {first, second}
         assert [execution.id for execution in (await sandbox.list(session_id="build")).executions] == [first]
         assert not await sandbox.cancel(first)
+        newest = await sandbox.list(limit=1)
+        assert [execution.id for execution in (await sandbox.list(before=newest.next_before)).executions] == [first]
+        with pytest.raises(InvalidArgument, match=r"^before: "):
+            await sandbox.list(before="page 2")
 
 
 async def test_a_cancelled_wait_leaves_the_execution_running() -> None:
