@@ -36,7 +36,7 @@ def ended(scrapes: list[Scrape], reason: str) -> float:
 
 
 async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: RedisServer, tmp_path: Path) -> None:
-    variables = {"SANDBOX_METRICS": "token", "SANDBOX_METRICS_TOKEN": TOKEN}
+    variables = {"SANDBOX_METRICS": "token", "SANDBOX_METRICS_TOKEN": TOKEN, "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
     with fleet(own_redis, tmp_path, servers=2, workers=2, concurrency=2, **variables) as mine:
         everyone = [*mine.servers, *mine.workers]
         async with connected(mine.servers[0].url) as first, connected(mine.servers[1].url) as second:
@@ -44,7 +44,7 @@ async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: Red
                 client = (first, second)[number % 2]
                 await call(client, "execute_code", command=f"printf {SECRET}", session_id=f"{SECRET}-{number}")
             for _ in range(4):
-                await call(first, "execute_code_async", command="echo up; sleep 60")
+                await call(first, "execute_code_async", command="echo up; sleep 300")
             await until(lambda: sum(worker.told()["running"] for worker in mine.workers) == 4, "all are busy")
             waits = await call(second, "execute_code_async", command="sleep 60")
             told = [scrape(program) for program in everyone]
