@@ -286,13 +286,16 @@ async def names_that_the_host_would_run_are_put_aside(runner: BubblewrapRunner, 
     script = f"""cd {top}; echo x > .bashrc; echo x > tmp; mv tmp sub/.envrc; ln -s file sub/.npmrc; ln file .zshrc
     mkdir -p sub/a/.vscode sub/.GIT/hooks other/.git/hooks .config/fish; echo x > .config/fish/config.fish
     ln -s other/.git sub/a/.git; mkdir bare bare/objects bare/refs; echo ref: refs/heads/x > bare/HEAD
+    mkdir linked; echo ref: refs/heads/x > linked/HEAD; echo ../elsewhere > linked/commondir; echo x > opencode.json
+    mkdir commondir; echo x > sub/commondir
     echo ../../x > .git/commondir; echo x > .git/config.worktree; mkfifo .profile
     printf x > "$(printf '.en\\342\\200\\213vrc')"; echo ok > ordinary"""
     found = await run(runner, script, allow_write=(top,))
     assert found.exit.exit_code == 0, found.stderr
     names = (
         ".bashrc", "sub/.envrc", "sub/.npmrc", ".zshrc", "sub/a/.vscode", "sub/.GIT", "other/.git", ".config/fish",
-        "sub/a/.git", "bare/HEAD", ".git/commondir", ".git/config.worktree", ".profile",
+        "sub/a/.git", "bare/HEAD", ".git/commondir", ".git/config.worktree", ".profile", "linked/commondir",
+        "opencode.json",
     )  # fmt: skip
     assert denied(found) >= {f"{top}/{name}" for name in names}
     assert len(denied(found)) == len(names) + 1

@@ -15,9 +15,10 @@ _ANYWHERE_TEXT = """
     .bashrc .bash_profile .bash_login .bash_logout .bash_aliases .profile .zshrc .zshenv .zprofile .zlogin .zlogout
     .kshrc .mkshrc .cshrc .tcshrc .login .logout .inputrc .xinitrc .xsession .xsessionrc .xprofile .pam_environment
     .gitconfig .ssh .gnupg .screenrc .tmux.conf .gdbinit .lldbinit .pdbrc .rprofile .irbrc
-    .vimrc .exrc .nvimrc .nvim.lua .vim .emacs .emacs.d .dir-locals.el
-    .vscode .idea .vs .fleet .zed .devcontainer .devcontainer.json
+    .vimrc .exrc .nvimrc .nvim.lua .vim .emacs .emacs.d .dir-locals.el .dir-locals-2.el
+    .vscode .idea .vs .fleet .zed .helix .devcontainer .devcontainer.json
     .claude .claude.json .mcp.json .cursor .codex .gemini .continue .windsurf .roo .aider.conf.yml
+    .clinerules .kiro .amazonq .qwen .opencode opencode.json opencode.jsonc
     .envrc .mise.toml mise.toml .npmrc .yarnrc .yarnrc.yml .pnpmfile.cjs .pypirc .netrc
     .husky .githooks .pre-commit-config.yaml lefthook.yml .lefthook.yml
 """
@@ -37,6 +38,8 @@ _GIT_OWN = frozenset({"hooks", "config", "config.worktree", "commondir"})
 _WORKTREE_OWN = frozenset({"config.worktree", "commondir"})
 GIT_LAYOUT = ("HEAD", "objects", "refs")
 """A directory that has these is a git directory to git, whatever it is called."""
+WORKTREE_LAYOUT = ("HEAD", "commondir")
+"""And one that has these, when the other that `commondir` names has the rest, and the configuration."""
 
 _IGNORED = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"

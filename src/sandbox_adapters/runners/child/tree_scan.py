@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .mount_calls import RESOLVE_NO_XDEV, open_path
-from .protected_names import GIT, GIT_LAYOUT, folded, is_protected, is_protected_in_git, is_protected_in_worktree
+from .protected_names import (
+    GIT,
+    GIT_LAYOUT,
+    WORKTREE_LAYOUT,
+    folded,
+    is_protected,
+    is_protected_in_git,
+    is_protected_in_worktree,
+)
 
 MAX_DEPTH = 64
 """Levels below the top; each takes a descriptor while it is looked through."""
@@ -74,7 +82,7 @@ def scan(top: int, path: str, visit: Callable[[Found], bool], *, plain: bool, ma
 
     Returns how many entries there were. Raises TooMuch, and OSError when `top` cannot be read.
     """
-    kind = _GIT if folded(os.path.basename(path)) == GIT or looks_like_git(top) else _PLAIN
+    kind = _GIT if folded(os.path.basename(path)) == GIT else _kind_by_layout(top)
     levels = [_Level(path, kind, os.dup(top))]
     seen, deadline = 0, time.monotonic() + seconds
     try:
@@ -157,11 +165,18 @@ def _role(level: _Level, name: str) -> str:
 
 
 def _kind(level: _Level, name: str, folder: int) -> int:
-    if folded(name) == GIT or looks_like_git(folder):
+    if folded(name) == GIT:
         return _GIT
-    if level.kind == _GIT and folded(name) == "worktrees":
+    if level.kind == _GIT and folded(name) == "worktrees" and not looks_like_git(folder):
         return _WORKTREES
-    return _WORKTREE if level.kind == _WORKTREES else _PLAIN
+    kind = _kind_by_layout(folder)
+    return _WORKTREE if kind == _PLAIN and level.kind == _WORKTREES else kind
+
+
+def _kind_by_layout(folder: int) -> int:
+    if looks_like_git(folder):
+        return _GIT
+    return _WORKTREE if all(_exists(name, folder) for name in WORKTREE_LAYOUT) else _PLAIN
 
 
 def _exists(name: str, directory: int) -> bool:
