@@ -1,4 +1,4 @@
-"""What looks at the whole machine, or at times, runs one after the other; every other file may run beside it."""
+"""What looks at the whole machine runs one after the other, so does what looks at times; the rest runs beside it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracks import BESIDE, track_of
+from tests.tracks import BESIDE, FLEETS, track_of
 
 TESTS = Path(__file__).parents[2]
 
 
 def test_every_folder_that_is_named_is_there() -> None:
-    assert all((TESTS / folder).is_dir() for folder in BESIDE)
+    assert all((TESTS / folder).is_dir() for folder in (*BESIDE, *FLEETS))
 
 
-@pytest.mark.parametrize("folder", ["attacks", "egress", "hardening", "redis", "replicas", "runners", "workers"])
-def test_real_walls_and_faults_stay_together(folder: str) -> None:
-    files = sorted((TESTS / "integration" / folder).glob("test_*.py"))
-    assert {track_of(f"{file.relative_to(TESTS.parent)}::test_it[a::b]") for file in files} == {"alone"}
+@pytest.mark.parametrize(
+    ("track", "folders"),
+    [("walls", ("integration/attacks", "integration/hardening", "integration/runners")), ("fleets", FLEETS)],
+)
+def test_real_walls_stay_together_and_so_do_faults(track: str, folders: tuple[str, ...]) -> None:
+    for folder in folders:
+        files = sorted((TESTS / folder).glob("test_*.py"))
+        assert {track_of(f"{file.relative_to(TESTS.parent)}::test_it[a::b]") for file in files} == {track}
 
 
 @pytest.mark.parametrize("folder", BESIDE)
