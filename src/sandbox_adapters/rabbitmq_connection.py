@@ -132,7 +132,11 @@ class RabbitConnection(Background):
                 if self._tasks is None:
                     raise StoreUnavailable(f"the connection to RabbitMQ at {self.address} is closed")
                 await self._up.wait()
-        self.check()
+        try:
+            self.check()
+        except StoreUnavailable:
+            self.failed += 1
+            raise
 
     async def put(self, bucket: int, message_id: str, body: bytes) -> None:
         """Store a message; returns when a majority of the brokers has it on disk. Raises StoreUnavailable."""
@@ -243,8 +247,8 @@ class RabbitConnection(Background):
         Raises NoAnswer when it takes longer: then the connection is taken for broken, and everything is made anew.
         """
         self.asked += 1
+        await self.ready()
         try:
-            await self.ready()
             return await self._answer(call)
         except StoreUnavailable:
             self.failed += 1

@@ -244,6 +244,18 @@ class TestRabbitMQIsKilled:
 
 
 @pytest.mark.anyio
+async def test_it_counts_that_a_broker_is_away_once_for_each_call() -> None:
+    options = RabbitOptions(SecretStr("amqp://127.0.0.1:1/"), timeout_seconds=0.2)
+    async with RabbitConnection(options, buckets=1) as connection:
+        with pytest.raises(StoreUnavailable):
+            await connection.ready()
+        assert (connection.asked, connection.failed) == (0, 1)
+        with pytest.raises(StoreUnavailable):
+            await connection.fetch(0)
+        assert (connection.asked, connection.failed) == (1, 2)
+
+
+@pytest.mark.anyio
 class TestPassword:
     @pytest.mark.parametrize("trouble", ["none", "refused", "away", "no such host"])
     async def test_it_is_never_shown(
