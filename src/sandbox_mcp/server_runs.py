@@ -175,9 +175,15 @@ async def open_server(url: str, token: str | None) -> AsyncIterator[ServerRuns]:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     timeout = httpx2.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
     failure: SandboxError | None = None
+    refused = 0
+
+    async def note(response: httpx2.Response) -> None:
+        nonlocal refused
+        refused = response.status_code if response.is_error else 0
+
     try:
         async with (
-            httpx2.AsyncClient(headers=headers, timeout=timeout) as http,
+            httpx2.AsyncClient(headers=headers, timeout=timeout, event_hooks={"response": [note]}) as http,
             Client(streamable_http_client(address, http_client=http)) as client,
         ):
             try:
@@ -186,7 +192,7 @@ async def open_server(url: str, token: str | None) -> AsyncIterator[ServerRuns]:
                 # Kept out of the task groups of the client, which would wrap it.
                 failure = error
     except* (MCPError, httpx2.HTTPError) as group:
-        failure = ServerUnusable(f"The server at {address} cannot be used: {_first(group)}")
+        failure = ServerUnusable(f"The server at {address} cannot be used: {_refused(refused, token) or _first(group)}")
     if failure is not None:
         raise failure
 
@@ -204,6 +210,21 @@ def server_address(url: str) -> str:
         raise InvalidArgument("--server", "must hold no password; give the token in SANDBOX_AUTH_TOKEN")
     path = parts.path if parts.path not in ("", "/") else "/mcp"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def _refused(status: int, token: str | None) -> str | None:
+    """Return what an HTTP status means here; None for one that says nothing of its own."""
+    match status:
+        case 401 if token is None:
+            return "it wants a token; set SANDBOX_AUTH_TOKEN."
+        case 401:
+            return "it refuses the token in SANDBOX_AUTH_TOKEN."
+        case 404:
+            return "nothing is at this path; without one in the URL it is /mcp."
+        case 421:
+            return "it does not know this name as its own; add it to SANDBOX_ALLOWED_HOSTS there."
+        case _:
+            return None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> str:

@@ -139,7 +139,11 @@ def test_the_token_is_taken_from_the_environment(tmp_path: Path, cli: Cli) -> No
     with serving(tmp_path, SANDBOX_AUTH_TOKEN="right") as served:
         run = ["run", "--server", f"http://127.0.0.1:{served.port}", "--", "echo", "in"]
         assert cli(*run, SANDBOX_AUTH_TOKEN="right").stdout == b"in\n"
-        for variables in ({}, {"SANDBOX_AUTH_TOKEN": "wrong"}):
+        for variables, said in (({}, b"it wants a token"), ({"SANDBOX_AUTH_TOKEN": "wrong"}, b"it refuses the token")):
             done = cli(*run, **variables)
             assert (done.returncode, done.stdout) == (125, b"")
-            assert b"cannot be used" in done.stderr
+            assert said in done.stderr
+        elsewhere = cli(
+            "run", "--server", f"http://127.0.0.1:{served.port}/api", "--", "true", SANDBOX_AUTH_TOKEN="right"
+        )
+        assert b"nothing is at this path" in elsewhere.stderr
