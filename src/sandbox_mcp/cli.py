@@ -25,8 +25,11 @@ app = typer.Typer(
     help="Run code that nobody has read yet: isolated, limited, with its output as it comes.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # as markup, `[the workspace]` is a tag that is left out, and tables cut names
 )
-guide_app = typer.Typer(name="srt-mcp-server", add_completion=False, pretty_exceptions_enable=False)
+guide_app = typer.Typer(
+    name="srt-mcp-server", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 class Transport(StrEnum):
@@ -127,7 +130,7 @@ def serve(
 def workers(
     json_output: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """List who runs executions for the servers at REDIS_URL: load, labels, when they were last heard of."""
+    """List who runs executions for the servers at REDIS_URL. With load, labels, and when they were last heard of."""
     from sandbox_mcp.cli_workers import show_workers
 
     raise typer.Exit(show_workers(json_output=json_output))
@@ -220,7 +223,7 @@ def run(
         bool, typer.Option("--verbose", "-v", help="Say on standard error what it used and what isolated it.")
     ] = False,
 ) -> None:
-    """Run one command here, without a server, under the same policy; or on a server with --server.
+    """Run one command under the same policy as a server's. Here, without a server, or on one with --server.
 
     Exits with the command's code (128 + number for a signal); 124 when its time ran out, 130 when interrupted,
     125 when it was refused, never started or could not be set up, 123 when it was lost after its start, 2 for wrong
@@ -280,7 +283,7 @@ def doctor(
         RunnerName | None, typer.Option(help="The runner that has to work. [SANDBOX_RUNNER, bubblewrap]")
     ] = None,
 ) -> None:
-    """Show what this machine can enforce, and how to mend what it cannot. Exits 1 when the runner cannot work."""
+    """Show what this machine can enforce, and how to mend the rest. Exits 1 when the runner cannot work."""
     from sandbox_mcp.cli_doctor import examine
 
     raise typer.Exit(examine(json_output=json_output, runner=None if runner is None else runner.value))

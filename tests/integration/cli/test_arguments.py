@@ -8,6 +8,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import pytest
+import typer
+import typer.core
+import typer.main
 
 from sandbox_mcp import cli
 
@@ -121,6 +124,23 @@ def test_version_and_help(call: Call) -> None:
     code, stdout, _ = call("serve", "--help")
     assert code == 0
     assert "process list" in stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "workers", "run", "doctor", "version", None])
+def test_help_shows_whole_names_and_defaults_on_a_narrow_terminal(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, stdout, _ = call(*([] if command is None else [command]), "--help")
+    assert code == 0
+    assert "…" not in stdout
+    shown = " ".join(stdout.split())
+    root = typer.main.get_command(cli.app)
+    assert isinstance(root, typer.core.TyperGroup)
+    for parameter in (root if command is None else root.commands[command]).params:
+        assert all(name in shown for name in parameter.opts if name.startswith("-"))
+        assert (getattr(parameter, "help", None) or "") in shown
+    assert command is not None or stdout.count("...") == 1, "only the usage line has them"
 
 
 def test_the_guide_s_server_is_serve_with_the_guide_s_replies(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
