@@ -137,5 +137,5 @@ def json_line(event: OutputEvent, more: Mapping[str, Any] | None = None) -> byte
         line["data"] = base64.b64encode(event.data).decode("ascii")
         line["encoding"] = "base64"
     line["ts"] = event.at.isoformat()
-    # A field never hides one of the names above.
-    return json.dumps({**event.fields, **(more or {}), **line}, ensure_ascii=False).encode() + b"\n"
+    # A field never hides one of the names above, which come first for people who read along.
+    return json.dumps({**line, **event.fields, **(more or {}), **line}, ensure_ascii=False).encode() + b"\n"
