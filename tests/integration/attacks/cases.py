@@ -140,6 +140,7 @@ CASES: tuple[Case, ...] = (
         "space_in_memory_file_systems", "files", "tmpfs with a size", _off(_C.SIZED_TMPFS),
         limits={"workspace_mb": 1},
     ),
+    Case("lease_on_a_file", "files", "system call filter", _off(_C.SECCOMP), machine=True),
     Case("file_over_its_size", "files", "rlimit", _off(_C.RLIMITS), limits={"max_file_size_mb": 1}),
     Case("core_file", "files", "rlimit", _off(_C.RLIMITS)),
     Case("environment_of_the_server", "information", "empty environment", _off(_C.EMPTY_ENVIRONMENT)),

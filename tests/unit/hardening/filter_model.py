@@ -8,7 +8,7 @@ from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 from sandbox_adapters.runners.hardening.syscall_rules import ALLOWED, REFUSED
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-EPERM, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 0x50001, 0x50026, 0x5005D, 0x50061
+EPERM, EACCES, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 0x50001, 0x5000D, 0x50026, 0x5005D, 0x50061
 
 _NAMES = {machine: {number: name for name, number in table.items()} for machine, table in NUMBERS.items()}
 
@@ -24,6 +24,8 @@ def expected(machine: str, number: int, arguments: Sequence[int]) -> int:
         case "clone":
             namespaces = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
             return EPERM if low[0] & namespaces else ALLOW
+        case "fcntl":
+            return EACCES if low[1] in (1024, 1040) else ALLOW
         case "ioctl":
             return EPERM if low[1] in (0x5412, 0x541C, 0x5423) else ALLOW
         case "personality":

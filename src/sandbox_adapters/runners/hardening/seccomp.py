@@ -32,6 +32,10 @@ NEW_NAMESPACES = 0x7E020080
 """Every CLONE_NEW* flag. 0x80, CLONE_NEWTIME, is no signal's number either, which clone(2) has in the low byte."""
 REFUSED_IOCTLS = (0x5412, 0x541C, 0x5423)
 """TIOCSTI and TIOCLINUX type into the terminal; TIOCSETD loads a line discipline into the kernel."""
+REFUSED_FILE_COMMANDS = (1024, 1040)
+"""F_SETLEASE and F_SETDELEG: the owner of a file who has a lease on it keeps everybody who opens it waiting, 45 s each
+time (fcntl(2)). In a granted directory that is the host, and under a server that is not root, every other execution
+that opens a file of the /etc that all see."""
 PERSONALITIES = (0, 0x0008, 0xFFFFFFFF)
 """PER_LINUX, PER_LINUX32, and the question which one it is. The others weaken what protects a process."""
 UNIX, INET, INET6 = 1, 2, 10
@@ -51,7 +55,7 @@ def refuse(number: int) -> int:
 
 
 _ALLOW, _KILL = ret(RET_ALLOW), ret(RET_KILL_PROCESS)
-_EPERM, _ENOSYS = ret(refuse(errno.EPERM)), ret(refuse(errno.ENOSYS))
+_EPERM, _ENOSYS, _EACCES = ret(refuse(errno.EPERM)), ret(refuse(errno.ENOSYS)), ret(refuse(errno.EACCES))
 _NO_FAMILY, _NO_PROTOCOL = ret(refuse(errno.EAFNOSUPPORT)), ret(refuse(errno.EPROTONOSUPPORT))
 
 
@@ -91,6 +95,11 @@ def _ioctl() -> Piece:
     return load_argument(1) + one_of(REFUSED_IOCTLS, _EPERM, _ALLOW)
 
 
+def _fcntl() -> Piece:
+    # What the kernel says to who is not the owner.
+    return load_argument(1) + one_of(REFUSED_FILE_COMMANDS, _EACCES, _ALLOW)
+
+
 def _personality() -> Piece:
     return load_argument(0) + one_of(PERSONALITIES, _ALLOW, _EPERM)
 
@@ -120,6 +129,7 @@ def _node(argument: int) -> Callable[[], Piece]:
 CHECKS: Mapping[str, Callable[[], Piece]] = MappingProxyType(
     {
         "clone": _clone,
+        "fcntl": _fcntl,
         "ioctl": _ioctl,
         "personality": _personality,
         "socket": _socket,

@@ -26,7 +26,7 @@ _ALLOWED_BY_SUBJECT: Mapping[str, str] = MappingProxyType(
             open openat openat2 creat close close_range stat fstat lstat newfstatat statx statfs fstatfs access
             faccessat faccessat2 getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir rename renameat renameat2
             link linkat unlink unlinkat symlink symlinkat readlink readlinkat chmod fchmod fchmodat fchmodat2 chown
-            fchown lchown fchownat umask utime utimes utimensat futimesat flock fcntl dup dup2 dup3
+            fchown lchown fchownat umask utime utimes utimensat futimesat flock dup dup2 dup3
             setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
             removexattr lremovexattr fremovexattr setxattrat getxattrat listxattrat removexattrat
             inotify_init inotify_init1 inotify_add_watch inotify_rm_watch

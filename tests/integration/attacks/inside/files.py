@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import socket
@@ -123,6 +124,19 @@ def _fill(path: str, mebibytes: int) -> str:
     if written < mebibytes * _MIB:
         raise Blocked(f"full after {written} bytes")
     return f"{written} bytes were written"
+
+
+@attack
+def lease_on_a_file(bait: Bait) -> str:
+    """Whoever opens a file that its owner has a lease on waits: in a granted folder the host, in /etc the next one."""
+    path = f"/tmp/lease-{os.getpid()}"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        return f"lease {fcntl.fcntl(descriptor, fcntl.F_GETLEASE)}"
+    finally:
+        os.unlink(path)
 
 
 @attack
