@@ -13,10 +13,10 @@ from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import Control, Controls
 from sandbox_adapters.runners.exit_mapping import rlimits
 from sandbox_adapters.runners.rlimit_mechanisms import rlimit_mechanisms
+from sandbox_adapters.runners.uid_range import uid_range
 from sandbox_core.domain.isolation import Isolation
 from sandbox_core.domain.policy import ResourceLimits
 
-_FIRST_UID, _UID_COUNT = 1 << 30, 1 << 29
 _FIXED_LIMITS: Final = (
     # A desktop's user may have more of these two, for sound; a process with it could keep a core from everybody else.
     (resource.RLIMIT_RTPRIO, 0),
@@ -43,6 +43,7 @@ class Bounds:
         self._layers = layers
         self._as_root = as_root
         self._uids: set[int] = set()
+        self._uid_range = uid_range() if as_root else (0, 0)
 
     @property
     def uids_in_use(self) -> int:
@@ -53,7 +54,8 @@ class Bounds:
         """Return a kernel uid that no other execution of this runner has; -1 when the server is not root."""
         if not self._as_root or not self._controls.has(Control.UNIQUE_UID):
             return -1
-        while (uid := _FIRST_UID + secrets.randbelow(_UID_COUNT)) in self._uids:
+        first, count = self._uid_range
+        while (uid := first + secrets.randbelow(count)) in self._uids:
             continue
         self._uids.add(uid)
         return uid
