@@ -75,6 +75,79 @@ class TestRetryAfter:
 
 @pytest.mark.anyio
 class TestBeyondTheContract:
+    async def test_what_arrives_at_once_has_the_places_that_are_free_and_the_room_behind_them(self) -> None:
+        queue, places, refused = LocalQueue(max_depth=1), anyio.Semaphore(4), []
+
+        async def put() -> None:
+            try:
+                await queue.put(item())
+            except ServerFull as error:
+                refused.append(error)
+
+        async def admit(_: QueueItem) -> bool:
+            await settle()
+            return True
+
+        async def serve() -> None:
+            while True:
+                await places.acquire()
+                await queue.take(admit)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(serve)
+                async with anyio.create_task_group() as burst:
+                    for _ in range(9):
+                        burst.start_soon(put)
+                assert (await queue.depth(), len(refused)) == (1, 4)
+                tasks.cancel_scope.cancel()
+
+    async def test_a_full_queue_that_no_taker_may_take_from_refuses_at_once(self, fake_clock: FakeClock) -> None:
+        queue, asked = LocalQueue(max_depth=1, clock=fake_clock), anyio.Event()
+
+        async def refuse(_: QueueItem) -> bool:
+            asked.set()
+            return False
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(queue.take, refuse)
+                await queue.put(item())
+                await asked.wait()
+                with pytest.raises(ServerFull):
+                    await queue.put(item())
+                tasks.cancel_scope.cancel()
+
+    async def test_who_waits_for_room_is_told_when_the_queue_closes(self) -> None:
+        queue, asking, taking = LocalQueue(max_depth=1), anyio.Event(), anyio.CancelScope()
+        refused: list[ServerDraining] = []
+
+        async def never(_: QueueItem) -> bool:
+            asking.set()
+            await anyio.sleep_forever()
+            return True
+
+        async def take() -> None:
+            with taking:
+                await queue.take(never)
+
+        async def put() -> None:
+            with pytest.raises(ServerDraining) as caught:
+                await queue.put(item())
+            refused.append(caught.value)
+
+        with anyio.fail_after(30):
+            await queue.put(item())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take)
+                await asking.wait()
+                tasks.start_soon(put)
+                await settle()
+                tasks.start_soon(queue.close)
+                await settle()
+                taking.cancel()
+        assert len(refused) == 1
+
     async def test_putting_what_waits_already_changes_nothing(self) -> None:
         queue, put = LocalQueue(max_depth=1), item()
         await queue.put(put)

@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 
 import anyio
+import anyio.lowlevel
 
 from sandbox_adapters.clock import SystemClock
 from sandbox_core.domain.errors import ServerDraining, ServerFull
@@ -16,6 +17,12 @@ from sandbox_core.ports.queue import Admit, Delivery, QueueItem, QueueStats
 
 _TURNS = 16
 """How many of the last turns the estimate of the waiting time looks at."""
+
+_LET_TAKE_SECONDS = 1.0
+"""How long what arrives at a full queue waits for takers that are about to make room; `admit` may hang."""
+
+_WAY_BACK_TURNS = 8
+"""Turns of the event loop in which a taker that has what it took started is back: it needs two or three."""
 
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
 
@@ -71,6 +78,11 @@ class LocalQueue:
         # A refusal counts for the round in which the question began: a release during the question is not missed.
         self._round = 0
         self._changed = anyio.Event()
+        # Those in `take`, and those of them who found nothing to ask about since the last change.
+        self._takers = 0
+        self._resting = 0
+        # Set when a taker rests or leaves; there while somebody waits for it.
+        self._taker_moved: anyio.Event | None = None
         # How long the last hand-overs took while items waited, in seconds, and when the one to come began.
         self._turns: deque[float] = deque(maxlen=_TURNS)
         self._turn_began = 0.0
@@ -81,25 +93,31 @@ class LocalQueue:
             raise ServerDraining
         if item.execution_id in self._waiting:
             return
-        lanes: _Lanes = self._ring.get(item.principal, OrderedDict())
-        if len(self._waiting) >= self._max_depth:
-            raise ServerFull(f"{len(self._waiting)} executions are waiting already", self._retry_after())
-        if sum(len(lane.items) for lane in lanes.values()) >= self._max_per_principal:
-            raise ServerFull(f"{self._max_per_principal} of your executions are waiting already", self._retry_after())
+        if self._too_many(item.principal):
+            await self._let_take(item.principal)
+            if self._closed:
+                raise ServerDraining
+        if too_many := self._too_many(item.principal):
+            raise ServerFull(f"{too_many} are waiting already", self._retry_after())
         self._lane(item).items.append(item)
         self._enter(item)
 
     async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
-        while True:
-            choice = self._choose(offers)
-            if choice is None:
-                await self._changed.wait()
-                continue
-            lane, item = choice
-            if await self._ask(admit, lane, item):
-                # No await since the answer: a cancellation finds the item either waiting or delivered.
-                return self._hand_over(item, lane)
+        self._takers += 1
+        try:
+            while True:
+                choice = self._choose(offers)
+                if choice is None:
+                    await self._rest()
+                    continue
+                lane, item = choice
+                if await self._ask(admit, lane, item):
+                    # No await since the answer: a cancellation finds the item either waiting or delivered.
+                    return self._hand_over(item, lane)
+        finally:
+            self._takers -= 1
+            self._tell_putters()
 
     async def done(self, delivery: Delivery) -> None:
         """Forget the item."""
@@ -180,6 +198,49 @@ class LocalQueue:
             self._signal()
         return admitted
 
+    async def _rest(self) -> None:
+        changed = self._changed
+        self._resting += 1
+        self._tell_putters()
+        try:
+            await changed.wait()
+        finally:
+            if changed is self._changed:
+                self._resting -= 1
+
+    def _too_many(self, principal: Principal) -> str:
+        """Say what waits already where one more of this principal has no room; "" where it has."""
+        if len(self._waiting) >= self._max_depth:
+            return f"{len(self._waiting)} executions"
+        lanes: _Lanes = self._ring.get(principal, OrderedDict())
+        if sum(len(lane.items) for lane in lanes.values()) >= self._max_per_principal:
+            return f"{self._max_per_principal} of your executions"
+        return ""
+
+    async def _let_take(self, principal: Principal) -> None:
+        """Return when one more has room, or when nobody is about to take anything.
+
+        What arrives at once waits here only until it is taken: without this a server with free places would call itself
+        full. A taker that is not there may be on its way back, which takes a few turns of the event loop.
+        """
+        turns = 0
+        with anyio.move_on_after(_LET_TAKE_SECONDS):
+            while self._too_many(principal) and not self._closed and turns < _WAY_BACK_TURNS:
+                if self._takers > self._resting:
+                    turns = 0
+                    self._taker_moved = self._taker_moved or anyio.Event()
+                    await self._taker_moved.wait()
+                elif self._takers:
+                    return
+                else:
+                    turns += 1
+                    await anyio.lowlevel.checkpoint()
+
+    def _tell_putters(self) -> None:
+        if self._taker_moved is not None:
+            self._taker_moved.set()
+            self._taker_moved = None
+
     def _enter(self, item: QueueItem) -> None:
         if not self._waiting:
             self._turn_began = self._clock.monotonic()
@@ -239,6 +300,7 @@ class LocalQueue:
     def _signal(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+        self._resting = 0
 
     def _retry_after(self) -> int:
         """Estimate when the next item leaves: the mean of the last turns, or the present one if that is longer."""

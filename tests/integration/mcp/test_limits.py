@@ -50,6 +50,21 @@ async def test_places_the_queue_and_what_is_past_it(tmp_path: Path) -> None:
             await until(moved_up, "the waiting one starts")
 
 
+async def test_calls_at_once_have_all_free_places_and_the_queue_behind_them(tmp_path: Path) -> None:
+    mark, answers = f"mark-{uuid.uuid4().hex}", []
+    with serving(tmp_path, SANDBOX_MAX_CONCURRENT="3", SANDBOX_MAX_QUEUED="1") as served:
+        async with connected(served.url) as client:
+
+            async def one() -> None:
+                answers.append((await client.call_tool("execute_code_async", {"command": sleeper(mark)})).is_error)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(7):
+                    tasks.start_soon(one)
+            assert sorted(answers) == [False] * 4 + [True] * 3
+            await until(lambda: served.running() == 3, "three run")
+
+
 async def test_one_session_holds_only_its_share(tmp_path: Path) -> None:
     mark = f"mark-{uuid.uuid4().hex}"
     with serving(tmp_path, SANDBOX_MAX_CONCURRENT="4", SANDBOX_MAX_PER_SESSION="1") as served:
