@@ -60,12 +60,16 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a sandbox is. `running`, `queued` and `capacity` count executions."""
+    """How a sandbox is. `running`, `queued` and `capacity` count executions.
+
+    `queue` is the engine that keeps what waits, such as `redis`, or `local` where each server keeps what it accepted.
+    """
 
     status: Literal["ok", "draining", "unavailable"]
     version: str
     runner: str
     store: str
+    queue: str
     running: int
     queued: int
     capacity: int

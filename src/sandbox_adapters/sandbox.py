@@ -272,6 +272,7 @@ class Sandbox:
             version=version("sandbox-mcp"),
             runner=self.runner.name,
             store=self.settings.state,
+            queue=self.settings.queue_engine or "local",
             running=self.supervisor.running,
             queued=queued,
             capacity=self.supervisor.capacity,
@@ -349,6 +350,7 @@ async def open_sandbox(
             "First-time initialization: ExecutionManager initialised",
             runner=sandbox.runner.name,
             store=settings.state,
+            queue=settings.queue_engine or "local",
             capacity=sandbox.supervisor.capacity,
             isolated=sandbox.runner.name in ISOLATING_RUNNERS,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -69,7 +70,9 @@ def _print(records: Sequence[BackRecord]) -> None:
         )
     console.print(table)
     busy, places = sum(record.busy for record in records), sum(record.concurrency for record in records)
-    console.print(Text(f"\n{len(records)} working, {busy} of {places} places taken."))
+    states = Counter(_state(record).plain for record in records)
+    told = ", ".join(f"{states[state]} {state}" for state in ("working", "draining", "silent") if states[state])
+    console.print(Text(f"\n{told}; {busy} of {places} places taken."))
 
 
 def _state(record: BackRecord) -> Text:

@@ -102,8 +102,9 @@ def test_health_is_open_and_tells_no_secrets(guarded: Served) -> None:
     answer = guarded.health()
     said = answer.json()
     assert answer.status_code == 200
-    assert set(said) == {"status", "version", "runner", "store", "running", "queued", "capacity"}
+    assert set(said) == {"status", "version", "runner", "store", "queue", "running", "queued", "capacity"}
     assert (said["status"], said["runner"], said["store"], said["capacity"]) == ("ok", "bubblewrap", "memory", 10)
+    assert said["queue"] == "local"
     assert httpx2.get(f"http://127.0.0.1:{guarded.port}/health", headers=bearer("wrong")).status_code == 200
 
 

@@ -47,6 +47,7 @@ async def test_health_and_capabilities_of_a_server_that_runs_nothing(shared_flee
     assert (said["status"], said["runner"], said["running"], said["capacity"]) == ("ok", "remote", 0, 0)
     told = worker.told()
     assert (told["status"], told["runner"], told["capacity"]) == ("ok", "bubblewrap", 3)
+    assert said["queue"] == told["queue"] == "redis"
     async with connected(server.url) as client:
         capabilities = await call(client, "get_capabilities")
         assert (capabilities["runner"], capabilities["isolated"], capabilities["layers"]) == ("remote", False, [])
