@@ -91,6 +91,9 @@ def serve(
             help="Run executions here, or leave all to the workers of SANDBOX_QUEUE_URL. [SANDBOX_LOCAL_RUNNER, true]",
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="What the runner here offers, e.g. gpu; may be repeated. [SANDBOX_LABELS]")
+    ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Host header to accept; may be repeated. [SANDBOX_ALLOWED_HOSTS]")
     ] = None,
@@ -116,6 +119,7 @@ def serve(
         "timeout": timeout,
         "runner": None if runner is None else runner.value,
         "local_runner": local_runner,
+        "labels": label,
         "allowed_hosts": allowed_host,
         "allowed_origins": allowed_origin,
         "log_file": log_file,

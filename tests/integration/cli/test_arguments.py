@@ -157,3 +157,21 @@ def test_the_guide_s_server_is_serve_with_the_guide_s_replies(call: Call, monkey
         ("http", {"auth_token": "abc", "port": 0, "guide_replies": True}),
         ("http", {"port": 0, "allowed_hosts": ["a", "b"]}),
     ]
+
+
+def test_what_is_offered_is_named_once_for_each_label(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run_worker(flags: object) -> int:
+        seen.append(flags)
+        return 0
+
+    monkeypatch.setattr("sandbox_mcp.cli_serve.run_worker", run_worker)
+    monkeypatch.setattr("sandbox_mcp.cli_serve.run_server", lambda _, flags: run_worker(flags))
+    offered = ("--port", "0", "--label", "gpu", "--label", "large")
+    assert call("worker", "--concurrency", "3", *offered)[0] == 0
+    assert call("serve", *offered)[0] == 0
+    assert seen == [
+        {"max_concurrent": 3, "worker_port": 0, "labels": ["gpu", "large"]},
+        {"port": 0, "labels": ["gpu", "large"]},
+    ]
