@@ -80,6 +80,8 @@ REFUSED: list[tuple[str, tuple[int | bytes | None, ...], int]] = [
     ("fcntl", (-1, 1024, 1), errno.EACCES),
     ("fcntl", (-1, 1024 | _HIGH, 1), errno.EACCES),
     ("fcntl", (-1, 1040, 1), errno.EACCES),
+    ("setsockopt", (-1, 6, 31, b"tls", 4), errno.ENOENT),
+    ("setsockopt", (-1, 6 | _HIGH, 31, b"tls", 4), errno.ENOENT),
     ("socket", (socket.AF_NETLINK, socket.SOCK_RAW, 0), errno.EAFNOSUPPORT),
     ("socket", (socket.AF_NETLINK | _HIGH, socket.SOCK_DGRAM, 0), errno.EAFNOSUPPORT),
     ("socket", (socket.AF_UNIX, socket.SOCK_RDM, 0), errno.EPROTONOSUPPORT),

@@ -8,6 +8,7 @@ from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 from sandbox_adapters.runners.hardening.syscall_rules import ALLOWED, REFUSED
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
+ENOENT = 0x50002
 EPERM, EACCES, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 0x50001, 0x5000D, 0x50026, 0x5005D, 0x50061
 
 _NAMES = {machine: {number: name for name, number in table.items()} for machine, table in NUMBERS.items()}
@@ -34,6 +35,8 @@ def expected(machine: str, number: int, arguments: Sequence[int]) -> int:
             return _node(low[1])
         case "mknodat":
             return _node(low[2])
+        case "setsockopt":
+            return ENOENT if low[1:3] == [6, 31] else ALLOW
         case "socketpair":
             return ALLOW if low[0] == 1 else EAFNOSUPPORT
         case "socket":

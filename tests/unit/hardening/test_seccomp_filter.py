@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sandbox_adapters.runners.hardening import seccomp, syscall_rules
 from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 from tests.unit.hardening import cbpf
-from tests.unit.hardening.filter_model import ALLOW, EACCES, EAFNOSUPPORT, ENOSYS, EPERM, KILL, expected
+from tests.unit.hardening.filter_model import ALLOW, EACCES, EAFNOSUPPORT, ENOENT, ENOSYS, EPERM, KILL, expected
 
 MACHINES = sorted(seccomp.MACHINES)
 PROGRAMS = {machine: seccomp.build_filter(machine) for machine in MACHINES}
@@ -94,6 +94,9 @@ def test_high_bits_hide_no_argument(machine: str, high: int) -> None:
     assert named(machine, "ioctl", 0, 0x5412 | high) == EPERM
     assert named(machine, "ioctl", 0, 0x541C | high) == EPERM
     assert named(machine, "ioctl", 0, 0x5401 | high) == ALLOW
+    assert named(machine, "setsockopt", 0, 6 | high, 31 | high) == ENOENT
+    assert named(machine, "setsockopt", 0, 6 | high, 13 | high) == ALLOW
+    assert named(machine, "setsockopt", 0, 17 | high, 31 | high) == ALLOW
     assert named(machine, "fcntl", 0, 1024 | high) == EACCES
     assert named(machine, "fcntl", 0, 1040 | high) == EACCES
     assert named(machine, "fcntl", 0, 1025 | high) == ALLOW

@@ -36,6 +36,8 @@ REFUSED_FILE_COMMANDS = (1024, 1040)
 """F_SETLEASE and F_SETDELEG: the owner of a file who has a lease on it keeps everybody who opens it waiting, 45 s each
 time (fcntl(2)). In a granted directory that is the host, and under a server that is not root, every other execution
 that opens a file of the /etc that all see."""
+TCP, TCP_ULP = 6, 31
+"""The option that puts another protocol of the kernel's (TLS, SMC, ESP) on a connection. Libraries do without it."""
 PERSONALITIES = (0, 0x0008, 0xFFFFFFFF)
 """PER_LINUX, PER_LINUX32, and the question which one it is. The others weaken what protects a process."""
 UNIX, INET, INET6 = 1, 2, 10
@@ -56,6 +58,7 @@ def refuse(number: int) -> int:
 
 _ALLOW, _KILL = ret(RET_ALLOW), ret(RET_KILL_PROCESS)
 _EPERM, _ENOSYS, _EACCES = ret(refuse(errno.EPERM)), ret(refuse(errno.ENOSYS)), ret(refuse(errno.EACCES))
+_NO_ENTRY = ret(refuse(errno.ENOENT))
 _NO_FAMILY, _NO_PROTOCOL = ret(refuse(errno.EAFNOSUPPORT)), ret(refuse(errno.EPROTONOSUPPORT))
 
 
@@ -115,6 +118,12 @@ def _socket() -> Piece:
     return load_argument(0) + branch(EQUAL, UNIX, unix, either)
 
 
+def _setsockopt() -> Piece:
+    # As where the kernel has none.
+    upper = load_argument(2) + branch(EQUAL, TCP_ULP, _NO_ENTRY, _ALLOW)
+    return load_argument(1) + branch(EQUAL, TCP, upper, _ALLOW)
+
+
 def _socketpair() -> Piece:
     return load_argument(0) + branch(EQUAL, UNIX, _ALLOW, _NO_FAMILY)
 
@@ -133,6 +142,7 @@ CHECKS: Mapping[str, Callable[[], Piece]] = MappingProxyType(
         "ioctl": _ioctl,
         "personality": _personality,
         "socket": _socket,
+        "setsockopt": _setsockopt,
         "socketpair": _socketpair,
         "mknod": _node(1),
         "mknodat": _node(2),

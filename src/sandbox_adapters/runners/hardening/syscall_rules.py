@@ -65,7 +65,7 @@ _ALLOWED_BY_SUBJECT: Mapping[str, str] = MappingProxyType(
         """,
         "talking to each other": """
             pipe pipe2 bind connect listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg
-            sendmmsg recvmmsg shutdown setsockopt getsockopt shmget shmat shmctl shmdt semget semop semtimedop semctl
+            sendmmsg recvmmsg shutdown getsockopt shmget shmat shmctl shmdt semget semop semtimedop semctl
             msgget msgsnd msgrcv msgctl mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
         """,
     }
