@@ -24,6 +24,7 @@ from sandbox_adapters.settings_workers import WorkerSettings
 from sandbox_core.domain.errors import CallerError, InvalidArgument
 
 PREFIX = "SANDBOX_"
+MOST_QUEUED = 1_000_000
 _UNPREFIXED = {"redis_url": "REDIS_URL"}
 _TOKEN = re.compile(r"[!-~]{1,4096}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
@@ -121,7 +122,7 @@ class Settings(
     max_queued: int = Field(
         default=100,
         ge=1,
-        le=1_000_000,
+        le=MOST_QUEUED,
         description="Executions waiting for a place, over all callers.",
     )
     timeout: float = Field(

@@ -7,7 +7,7 @@ from anyio.abc import TaskStatus
 
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import open_sandbox
-from sandbox_adapters.settings import Settings, SettingsError
+from sandbox_adapters.settings import MOST_QUEUED, Settings, SettingsError
 from sandbox_mcp.health import HEALTH_PATH, HealthApp
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.metrics import check_metrics, metrics_app
@@ -42,6 +42,8 @@ async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio
     """
     check_worker(settings)
     check_metrics(settings)
+    # Servers bound what they accept. What a worker queues was accepted before: it may wait behind any number.
+    settings = settings.model_copy(update={"max_queued": MOST_QUEUED})
     host = settings.worker_host
     fields = ("worker_host", "worker_port")
     with bound_socket(host, settings.worker_port, fields=fields) as listener, stop_on_signals() as stop:
