@@ -25,7 +25,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.redis_server import free_port
+from tests.ports import free_port
 from tests.stopping import pause
 
 _START_SECONDS = 30.0

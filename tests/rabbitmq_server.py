@@ -25,7 +25,7 @@ from uuid import uuid4
 import pytest
 
 from tests.certificates import self_signed
-from tests.redis_server import free_port
+from tests.ports import free_port
 
 PASSWORD = "tidal-marsh-41"
 """Of the only user."""

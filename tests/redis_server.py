@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess  # noqa: TID251  # starts the server under test
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
 from tests.redis_container import ContainerRedis, docker_answers
 from tests.stopping import pause
 
@@ -178,12 +178,6 @@ def need_redis() -> None:
     """Skip without a redis-server or an engine for one; in CI that is a failure."""
     if shutil.which("redis-server") is None and not docker_answers():
         pytest.skip("redis-server is missing; apt-get install redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until(holds: Any, complaint: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx2
 
-from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, eventually, free_port, start_sandbox
+from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, eventually, start_sandbox
+from tests.ports import free_port
 from tests.stopping import pause
 
 

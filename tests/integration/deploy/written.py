@@ -18,8 +18,9 @@ from typing import Any, Self
 import httpx2
 import yaml
 
-from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, eventually, free_port
+from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, eventually
 from tests.integration.replicas.harness import DEPLOY
+from tests.ports import free_port
 
 ROOT = DEPLOY.parent
 TOKEN = "t" * 40

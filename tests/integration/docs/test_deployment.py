@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from tests.integration.docs.markdown import ROOT, block, blocks
-from tests.integration.mcp.harness import free_port
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration

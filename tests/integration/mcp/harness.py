@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess  # noqa: TID251  # the server under test is a program
 import sys
 import time
@@ -20,6 +19,8 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult
+
+from tests.ports import free_port
 
 PATIENCE_SECONDS = 20.0
 MODES: tuple[str, ...] = ("auto", "legacy")
@@ -95,11 +96,6 @@ def environment(**variables: str) -> dict[str, str]:
 
 def sandbox_program() -> str:
     return str(Path(sys.executable).with_name("sandbox"))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:

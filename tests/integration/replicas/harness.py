@@ -22,9 +22,9 @@ from tests.integration.mcp.harness import (
     Served,
     call,
     eventually,
-    free_port,
 )
 from tests.integration.program import Program, close_all
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 DEPLOY = Path(__file__).parents[3] / "deploy"

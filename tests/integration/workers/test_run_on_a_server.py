@@ -14,8 +14,9 @@ import pytest
 from tests.integration.cli.conftest import cli, started  # noqa: F401  # fixtures
 from tests.integration.cli.test_run import Cli
 from tests.integration.cli.test_run_live import WAIT_SECONDS, Start, line_from
-from tests.integration.mcp.harness import free_port, serving
+from tests.integration.mcp.harness import serving
 from tests.integration.workers.harness import Fleet
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
