@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -16,8 +17,8 @@ from pydantic import SecretStr
 from sandbox_adapters.nats_connection import NatsConnection
 from sandbox_adapters.nats_options import NatsOptions
 from sandbox_adapters.queues.jetstream import JetStreamQueue
-from sandbox_adapters.queues.jetstream_streams import Waiting
-from sandbox_core.domain.errors import ServerDraining, ServerFull
+from sandbox_adapters.queues.jetstream_streams import Refused, Streams, Waiting
+from sandbox_core.domain.errors import ServerDraining, ServerFull, StoreUnavailable
 from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, take_all
@@ -138,6 +139,33 @@ class TestSeveralProcesses:
                 for put in puts:
                     await front.put(put)
         assert Counter(one.execution_id for one in taken) == Counter(put.execution_id for put in puts)
+
+    @pytest.mark.parametrize("number", [10058, 10065])
+    async def test_who_loses_the_race_for_the_streams_uses_those_of_the_winner(
+        self, join: Join, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        """The server says so in two ways: the name is in use, or the subjects overlap with those that there are."""
+        asked = Streams._ask_once
+
+        async def too_late(streams: Streams, what: str, stream: str, question: dict[str, Any]) -> dict[str, Any]:
+            found = await asked(streams, what, stream, question)
+            if what == "STREAM.CREATE":
+                raise Refused("a server", {"err_code": number, "description": "it is there"})
+            return found
+
+        monkeypatch.setattr(Streams, "_ask_once", too_late)
+        nats_server.forget_everything()
+        queue = await join()
+        await queue.put(put := item("a"))
+        assert (await take(queue)).item == put
+
+    async def test_subjects_of_somebody_else_are_told(self, join: Join, nats_server: NatsServer) -> None:
+        nats_server.forget_everything()
+        foreign = {"name": "foreign", "subjects": ["sandbox-one.>"], "storage": "memory"}
+        nats_server.ask("$JS.API.STREAM.CREATE.foreign", json.dumps(foreign).encode())
+        queue = await join()
+        with pytest.raises(StoreUnavailable, match="subjects overlap"):
+            await queue.put(item("a"))
 
     async def test_the_bounds_are_exact_over_processes(self, join: Join) -> None:
         queues = [await join(max_depth=20, max_per_principal=8) for _ in range(3)]

@@ -28,7 +28,9 @@ from sandbox_core.ports.queue import QueueItem
 
 OLDEST_SERVER: Final = (2, 9, 0)
 
-_NO_STREAM, _NO_MESSAGE, _WRONG_SEQUENCE, _STORE_FAILED, _IN_USE = 10059, (10037, 10057), (10070, 10071), 10077, 10058
+_NO_STREAM, _NO_MESSAGE, _WRONG_SEQUENCE, _STORE_FAILED = 10059, (10037, 10057), (10070, 10071), 10077
+_IN_USE = (10058, 10065)
+"""The name of a stream, or its subjects: which is said to who makes the same one at the same moment is a race."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECOND: Final = 1_000_000_000
 
@@ -203,9 +205,12 @@ class Streams:
             try:
                 found = await self._ask_once("STREAM.CREATE", name, {"name": name, "retention": "limits", **config})
             except Refused as failed:
-                if failed.number != _IN_USE:
+                if failed.number not in _IN_USE:
                     raise
-                found = await self._ask_once("STREAM.INFO", name, {})
+                try:
+                    found = await self._ask_once("STREAM.INFO", name, {})
+                except Refused:
+                    raise failed from None
         return dict(found["config"])
 
     async def _set_mark(self, subject: str, after: int) -> int | None:
