@@ -22,8 +22,8 @@ def redis(engine: Engine, tmp_path: Path) -> None:
     need("redis-server")
     held = containers("redis.yaml")["sandbox-redis"]
     shell, option, script = held.raw["command"]
-    assert script.count("dir /data\\n") == 1
-    script = script.replace("dir /data\\n", f"dir {tmp_path}\\nbind 127.0.0.1\\nport {engine.redis_port}\\n")
+    assert script.count("dir /data\n") == 1
+    script = script.replace("dir /data\n", f"dir {tmp_path}\nbind 127.0.0.1\nport {engine.redis_port}\n")
     engine.redis([shell, option, script], held.raw["readinessProbe"]["exec"]["command"], held.variables)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess  # noqa: TID251  # what deploy/ starts are programs
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,10 +85,16 @@ class Engine:
     def redis(self, command: Sequence[str], probe: Sequence[str], variables: Mapping[str, str]) -> None:
         """Start a Redis with this command; returns when its probe is content. Without the password it tells nothing."""
         port = str(self.redis_port)
+        self._stack.callback(self._redis_is_gone)
         self._start(command, variables, self.directory / "redis.log")
         ask = [*probe[:1], "-p", port, *probe[1:]]
         eventually(lambda: self.run(ask, variables).stdout == "PONG\n", "Redis answers", seconds=_START_SECONDS)
         assert "NOAUTH" in "".join(self.run([*ask[:3], "keys", "*"], {}).stdout)
+
+    def _redis_is_gone(self) -> None:
+        """See that the signal to what was started has ended Redis, and not a shell around it alone."""
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", self.redis_port)), "Redis outlived the program that was started"
 
     def _start(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
