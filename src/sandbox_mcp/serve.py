@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import anyio
@@ -13,6 +12,7 @@ from sandbox_adapters.auth_tokens import load_auth_tokens
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import Sandbox, open_sandbox
 from sandbox_adapters.settings import Settings, check_exposure
+from sandbox_mcp import garbage
 from sandbox_mcp.http_app import MCP_PATH, SandboxHttpApp
 from sandbox_mcp.http_names import allowed_names
 from sandbox_mcp.json_answers import AsAccepted, StandaloneRequests
@@ -74,7 +74,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     await web.ready.wait()
                     port = int(listener.getsockname()[1])
                     _log.info("Listening", url=f"http://{shown(settings.host)}:{port}{MCP_PATH}", auth=bool(tokens))
-                    _settle_memory()
+                    garbage.settle()
                     task_status.started(port)
                     await stop.asked.wait()
                     was_busy = sandbox.supervisor.running > 0
@@ -132,12 +132,6 @@ def _sessions(server: SandboxServer, sandbox: Sandbox, settings: Settings) -> St
     from sandbox_mcp.resumption import ResumableSessions
 
     return ResumableSessions(log=sandbox.messages, **options)
-
-
-def _settle_memory() -> None:
-    """Take what the start made out of the garbage collector's sight: it lives as long as the process (gc.freeze)."""
-    gc.collect()
-    gc.freeze()
 
 
 def _server_for(sandbox: Sandbox, settings: Settings, *, older_subscriptions: bool) -> SandboxServer:

@@ -8,6 +8,7 @@ from anyio.abc import TaskStatus
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import open_sandbox
 from sandbox_adapters.settings import MOST_QUEUED, Settings, SettingsError
+from sandbox_mcp import garbage
 from sandbox_mcp.health import HEALTH_PATH, HealthApp
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.metrics import check_metrics, metrics_app
@@ -55,6 +56,7 @@ async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio
             port = int(listener.getsockname()[1])
             url = f"http://{shown(host)}:{port}{HEALTH_PATH}"
             _log.info("Working", health=url, concurrency=sandbox.supervisor.capacity)
+            garbage.settle()
             task_status.started(port)
             await stop.asked.wait()
             await drain(sandbox, stop, settings.drain_grace_seconds)
