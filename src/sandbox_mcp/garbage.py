@@ -7,7 +7,7 @@ from typing import Final
 
 _YOUNG: Final = 10_000
 """Objects made and not yet freed until it looks. One execution makes a few thousand, which counting references frees
-nearly all; looking ten times during each, as by default, finds nothing."""
+nearly all; looking several times during each, as by default, finds nothing."""
 
 
 def settle() -> None:
