@@ -18,6 +18,7 @@ from typing import Final
 
 from sandbox_adapters.fleet.record import BackRecord, decode_record, encode_record
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
+from sandbox_adapters.redis_time import REDIS_TIME
 from sandbox_core.domain.errors import StoredDataCorrupt
 from sandbox_core.domain.ids import NodeId
 
@@ -29,15 +30,8 @@ _PAGE: Final = 500
 
 _log = logging.getLogger("sandbox_adapters.fleet")
 
-_NOW: Final = """
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-"""
-
 _ANNOUNCE: Final = LuaScript(
-    _NOW
+    REDIS_TIME
     + """
 -- KEYS: the record, backs, offers. ARGV: life in ms, node, record, `labels node` or '', 1 when it takes work.
 local at, life = now(), tonumber(ARGV[1])
@@ -65,7 +59,7 @@ return 0
 """)
 
 _OFFERS: Final = LuaScript(
-    _NOW
+    REDIS_TIME
     + """
 -- KEYS: offers. Answers with each set of labels once.
 local seen, sets = {}, {}
@@ -81,7 +75,7 @@ return sets
 )
 
 _LIST: Final = LuaScript(
-    _NOW
+    REDIS_TIME
     + """
 -- KEYS: backs. ARGV: what the names of records begin with, and of places, how many to leave out, how many to take.
 -- Answers with how many there were, then for each that is known the ms for which it still counts, how many places it

@@ -25,19 +25,17 @@ from __future__ import annotations
 from typing import Final
 
 from sandbox_adapters.redis_connection import LuaScript
+from sandbox_adapters.redis_time import REDIS_TIME
 
 _AT_ONCE: Final = 20
 
-_PRELUDE: Final = """
+_PRELUDE: Final = (
+    REDIS_TIME
+    + """
 -- ARGV: namespace, life of the keys in ms, ...
 local Q, KEEP = ARGV[1] .. 'queue:rabbitmq:', ARGV[2]
 local items, held, since, counts = Q .. 'items', Q .. 'held', Q .. 'since', Q .. 'counts'
 local lanes, buckets, dead, missed, state = Q .. 'lanes', Q .. 'buckets', Q .. 'dead', Q .. 'missed', Q .. 'state'
-
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 
 local function keep()
   for _, key in ipairs({items, held, since, counts, lanes, buckets, dead, missed, state}) do
@@ -127,6 +125,7 @@ local function serve(b, place, own)
   end
 end
 """.replace("AT_ONCE", str(_AT_ONCE))
+)
 
 
 def _script(body: str) -> LuaScript:

@@ -31,20 +31,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from sandbox_adapters.redis_time import REDIS_TIME
+
 MAX_TOKENS: Final = 64
 """Tokens that wait at most: each wakes one taker, and each hand-over wakes the next when more waits."""
 
-PRELUDE: Final = """
+PRELUDE: Final = (
+    REDIS_TIME
+    + """
 -- ARGV: namespace, life of the keys in ms, ...
 local Q, KEEP = ARGV[1] .. 'queue:', ARGV[2]
 local items, counts, ring, asked = Q .. 'items', Q .. 'counts', Q .. 'ring', Q .. 'asked'
 local held, held_items, wake, state, turns = Q .. 'held', Q .. 'held:items', Q .. 'wake', Q .. 'state', Q .. 'turns'
 local since, sets, kinds = Q .. 'since', Q .. 'sets', Q .. 'kinds'
-
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
 
 local function keep(...)
   for _, key in ipairs({...}) do redis.call('PEXPIRE', key, KEEP) end
@@ -174,3 +173,4 @@ local function forget(id)
   return value, lane, p, rest
 end
 """.replace("MAX_TOKENS", str(MAX_TOKENS))
+)

@@ -9,6 +9,7 @@ from typing import Final
 from sandbox_adapters.background import Background, rounds
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection
+from sandbox_adapters.redis_time import REDIS_TIME
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError, ServerFull, StoredDataCorrupt
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.status import ExecutionStatus
@@ -21,15 +22,8 @@ AT_ONCE: Final = 100
 
 _log = logging.getLogger("sandbox_adapters.queue")
 
-_NOW: Final = """
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-"""
-
 _VOUCH: Final = LuaScript(
-    _NOW
+    REDIS_TIME
     + """
 -- KEYS: waiting. ARGV: for how many ms, ids. Answers with those that wait no more: claimed, cancelled or expired.
 local at, missing = now() + ARGV[1], {}
@@ -45,7 +39,7 @@ return missing
 )
 
 ADOPT: Final = LuaScript(
-    _NOW
+    REDIS_TIME
     + """
 -- KEYS: waiting. ARGV: for how many ms, most. One caller gets each.
 if #redis.call('ZRANGE', KEYS[1], 0, 0) == 0 then return {} end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 
 _USUAL_FIRST, _USUAL_COUNT = 1 << 30, 1 << 29
@@ -40,7 +41,7 @@ def choose(uids: Iterable[Extent], gids: Iterable[Extent]) -> Extent:
     first, count = max((_upper_half(extent) for extent in both), key=lambda extent: extent[1], default=(0, 0))
     if count < _FEWEST:
         reason = f"this user namespace has too few uids and gids for one for each execution; map {2 * _FEWEST} or more"
-        raise NoUids(22, reason)
+        raise NoUids(errno.EINVAL, reason)
     return first, count
 
 

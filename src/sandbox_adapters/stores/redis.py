@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.redis_connection import RedisConnection, key_part
+from sandbox_adapters.redis_time import REDIS_TIME
 from sandbox_adapters.stores.codec import decode_execution, encode_event, encode_execution
 from sandbox_adapters.stores.redis_call import (
     StoreCalls,
@@ -24,7 +25,6 @@ from sandbox_adapters.stores.redis_call import (
     status_of,
 )
 from sandbox_adapters.stores.redis_log import RedisLog
-from sandbox_adapters.stores.redis_lua import REDIS_TIME
 from sandbox_adapters.stores.redis_places import RedisPlaces
 from sandbox_adapters.stores.redis_undo import Undo
 from sandbox_adapters.stores.redis_wakes import ENOUGH_SECONDS, Channel, Wakes

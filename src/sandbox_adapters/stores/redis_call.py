@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, key_part
-from sandbox_adapters.stores.redis_lua import REDIS_TIME
+from sandbox_adapters.redis_time import REDIS_TIME
 from sandbox_adapters.stores.redis_scripts import scripts
 from sandbox_core.domain.errors import ClaimRefused, ExecutionNotFound, StoredDataCorrupt
 from sandbox_core.domain.execution import Execution

@@ -17,14 +17,6 @@ from __future__ import annotations
 
 from typing import Final
 
-REDIS_TIME: Final = """
-local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-"""
-"""Milliseconds by Redis's own clock: the clocks of replicas do not matter."""
-
 TOUCHED_MS: Final = 250
 """What an access leaves missing of the whole time to live at most, so that one run's many accesses cost one."""
 

@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import Final
 
 from sandbox_adapters.redis_connection import LuaScript
-from sandbox_adapters.stores.redis_lua import PRELUDE, REDIS_TIME, SWEPT_AT_ONCE
+from sandbox_adapters.redis_time import REDIS_TIME
+from sandbox_adapters.stores.redis_lua import PRELUDE, SWEPT_AT_ONCE
 
 WANTED_MS: Final = 12_000
 """How long releases are told after a place was refused: over twice the time after which who waits asks again."""

@@ -20,6 +20,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from examples.serving import Server, serve
 from tests.integration.docs.markdown import ROOT, block, blocks
+from tests.integration.mcp.harness import TOOLS
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +35,6 @@ FILES = (
     "examples/configs/stdio.json",
     "examples/configs/vscode.json",
 )
-TOOLS = {
-    "execute_code",
-    "execute_code_async",
-    "get_execution_output",
-    "get_execution_status",
-    "list_executions",
-    "send_stdin",
-    "cancel_execution",
-    "get_capabilities",
-}
 TOKEN_PLACES = re.compile(r"YOUR_TOKEN|\$\{input:sandbox-token\}")
 SECONDS = 60
 

@@ -27,6 +27,16 @@ MODES: tuple[str, ...] = ("auto", "legacy")
 """2026-07-28, and the newest older era."""
 
 ACCEPT = "application/json, text/event-stream"
+TOOLS = {
+    "execute_code",
+    "execute_code_async",
+    "get_execution_output",
+    "get_execution_status",
+    "list_executions",
+    "send_stdin",
+    "cancel_execution",
+    "get_capabilities",
+}
 NO_TLS = False
 """`verify` of clients that speak plain HTTP: else each of them reads all authorities, 30 ms of processor time."""
 

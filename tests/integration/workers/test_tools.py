@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from mcp import Client
 
-from tests.integration.mcp.harness import MODES, call, connected, modern_headers, refusal, tool_request, until
+from tests.integration.mcp.harness import MODES, TOOLS, call, connected, modern_headers, refusal, tool_request, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -24,16 +24,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 async def test_every_tool_is_tried_here(front_door: str, mode: str) -> None:
     async with connected(front_door, mode) as client:
-        assert {tool.name for tool in (await client.list_tools()).tools} == {
-            "execute_code",
-            "execute_code_async",
-            "get_execution_output",
-            "get_execution_status",
-            "list_executions",
-            "send_stdin",
-            "cancel_execution",
-            "get_capabilities",
-        }
+        assert {tool.name for tool in (await client.list_tools()).tools} == TOOLS
 
 
 async def test_execute_code(front_door: str, mode: str) -> None:
