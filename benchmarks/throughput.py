@@ -36,8 +36,8 @@ async def measure() -> list[Row]:
     async with serve(environment={"SANDBOX_MAX_PER_SESSION": str(CLIENTS)}) as server, sdk_server() as plain_url:
         for _ in range(ROUNDS):
             rates["bare"].append(_bare_rate())
-            rates["plain"].append(await _rate(lambda: Client(plain_url), _plain))
-            rates["ours"].append(await _rate(server.client, time_true))
+            rates["plain"].append(await rate(lambda: Client(plain_url), _plain, EACH))
+            rates["ours"].append(await rate(server.client, time_true, EACH))
     ours, bare, plain = (median(rates[name]) for name in ("ours", "bare", "plain"))
     return [
         Row(
@@ -69,7 +69,10 @@ async def _plain(client: Client) -> None:
         raise RuntimeError("the plain server failed")
 
 
-async def _rate(connect: Callable[[], AbstractAsyncContextManager[Client]], run: Callable[[Client], Any]) -> float:
+async def rate(
+    connect: Callable[[], AbstractAsyncContextManager[Client]], run: Callable[[Client], Any], each: int
+) -> float:
+    """Return how many runs a second CLIENTS reach together, one after another in each, `each` times."""
     ready = anyio.Semaphore(0)
     go = anyio.Event()
 
@@ -78,7 +81,7 @@ async def _rate(connect: Callable[[], AbstractAsyncContextManager[Client]], run:
             await run(client)
             ready.release()
             await go.wait()
-            for _ in range(EACH):
+            for _ in range(each):
                 await run(client)
 
     async with anyio.create_task_group() as clients:
@@ -88,7 +91,7 @@ async def _rate(connect: Callable[[], AbstractAsyncContextManager[Client]], run:
             await ready.acquire()
         begun = time.perf_counter()
         go.set()
-    return CLIENTS * EACH / (time.perf_counter() - begun)
+    return CLIENTS * each / (time.perf_counter() - begun)
 
 
 if __name__ == "__main__":

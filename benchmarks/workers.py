@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from benchmarks.redis_costs import Cost, RedisMeter
 from benchmarks.report import Row, call, main, median, milliseconds, time_true
 from benchmarks.scaling import IDLE_WORKERS, idle_cost
+from benchmarks.throughput import CLIENTS, rate
 from examples.fleet import Fleet
 from examples.serving import SANDBOX, Server, free_port, serve
 from sandbox_adapters.sandbox import Sandbox, open_sandbox
@@ -30,7 +31,6 @@ from tests.redis_server import RedisServer, running_redis
 ROUNDS = 100
 WARM_UP = 10
 WORKERS = 4
-CLIENTS = 8
 EACH = 40
 RATE_ROUNDS = 3
 COUNTED = 100
@@ -149,7 +149,7 @@ async def _rates(alone: Server, queued: Server) -> Row:
     rates: dict[str, list[float]] = {alone.url: [], queued.url: []}
     for _ in range(RATE_ROUNDS):
         for server in (alone, queued):
-            rates[server.url].append(await _rate(server))
+            rates[server.url].append(await rate(server.client, time_true, EACH))
     base, ours = median(rates[alone.url]), median(rates[queued.url])
     return Row(
         f"executions per second through {WORKERS} workers, {CLIENTS} clients, {os.cpu_count()} cores",
@@ -158,27 +158,6 @@ async def _rates(alone: Server, queued: Server) -> Row:
         "at least 0.9 x",
         ours >= 0.9 * base,
     )
-
-
-async def _rate(server: Server) -> float:
-    ready, go = anyio.Semaphore(0), anyio.Event()
-
-    async def one() -> None:
-        async with server.client() as client:
-            await time_true(client)
-            ready.release()
-            await go.wait()
-            for _ in range(EACH):
-                await time_true(client)
-
-    async with anyio.create_task_group() as clients:
-        for _ in range(CLIENTS):
-            clients.start_soon(one)
-        for _ in range(CLIENTS):
-            await ready.acquire()
-        begun = time.perf_counter()
-        go.set()
-    return CLIENTS * EACH / (time.perf_counter() - begun)
 
 
 async def _idle(redis: RedisServer) -> Row:
