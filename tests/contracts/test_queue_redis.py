@@ -8,10 +8,13 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 import pytest
 from pydantic import SecretStr
 
+from sandbox_adapters.queues import redis as redis_queue
 from sandbox_adapters.queues.redis import RedisQueue
+from sandbox_adapters.queues.redis_prelude import MAX_TOKENS
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from sandbox_core.domain.errors import ServerDraining, StoreUnavailable
 from sandbox_core.ports.queue import Delivery, ExecutionQueue, QueueItem, QueueStats
@@ -87,11 +90,162 @@ async def take(queue: RedisQueue) -> Delivery:
         return await queue.take(everyone)
 
 
-async def blocked(server: RedisServer) -> None:
-    """Return when a taker waits in Redis."""
+async def blocked(server: RedisServer, count: int = 1) -> None:
+    """Return when so many listeners wait in Redis."""
     with anyio.fail_after(BOUND_SECONDS):
-        while b"cmd=blpop" not in server.ask("CLIENT", "LIST"):
+        while server.ask("CLIENT", "LIST").count(b" flags=b ") < count:
             await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def only_tokens_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let takers look by themselves so late that only a token can wake them within a test."""
+    monkeypatch.setattr(redis_queue, "LOOK_SECONDS", 60.0)
+
+
+async def all_done(server: RedisServer) -> None:
+    """Return when Redis knows of nothing that was handed over and may come back."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while server.ask("EXISTS", "one:queue:held", "one:queue:held:items"):
+            await anyio.lowlevel.checkpoint()
+
+
+class Slow:
+    """An admission that answers when told to."""
+
+    def __init__(self) -> None:
+        self.about: QueueItem | None = None
+        self.asked, self.may_answer, self.answer = anyio.Event(), anyio.Event(), False
+
+    async def __call__(self, about: QueueItem) -> bool:
+        if self.about is not None:
+            return False
+        self.about = about
+        self.asked.set()
+        await self.may_answer.wait()
+        return self.answer
+
+
+async def asked(queue: RedisQueue, admission: Slow, tasks: anyio.abc.TaskGroup) -> None:
+    """Return when a taker of this queue asks."""
+    tasks.start_soon(queue.take, admission)
+    with anyio.fail_after(BOUND_SECONDS):
+        await admission.asked.wait()
+
+
+@pytest.mark.anyio
+class TestQuestions:
+    @pytest.mark.parametrize("first_to_refuse", [0, 1])
+    async def test_takers_ask_about_one_lane_at_once_and_what_they_refuse_keeps_its_order(
+        self, join: Join, first_to_refuse: int
+    ) -> None:
+        *queues, third = [await join() for _ in range(3)]
+        admissions = [Slow(), Slow()]
+        puts = [item() for _ in range(4)]
+        for put in puts:
+            await queues[0].put(put)
+        async with anyio.create_task_group() as tasks:
+            for queue, admission in zip(queues, admissions, strict=True):
+                await asked(queue, admission, tasks)
+            assert [admission.about for admission in admissions] == puts[:2]
+            assert await queues[0].depth() == 2
+            with anyio.fail_after(BOUND_SECONDS):
+                for number in (first_to_refuse, 1 - first_to_refuse):
+                    before = await queues[0].depth()
+                    admissions[number].may_answer.set()
+                    while await queues[0].depth() == before:
+                        await anyio.lowlevel.checkpoint()
+            assert await take_all(third, 4) == puts
+            tasks.cancel_scope.cancel()
+
+    async def test_what_is_removed_during_the_question_comes_back_no_more(self, join: Join) -> None:
+        asking, other = await join(), await join()
+        await asking.put(put := item())
+        async with anyio.create_task_group() as tasks:
+            await asked(asking, admission := Slow(), tasks)
+            assert not await other.remove(put.execution_id)
+            admission.may_answer.set()
+            await other.put(last := item())
+            assert (await take(other)).item == last
+            assert await other.depth() == 0
+            tasks.cancel_scope.cancel()
+
+    async def test_who_refuses_and_takes_another_wakes_those_who_might_admit_it(
+        self, join: Join, redis_server: RedisServer, only_tokens_wake: None
+    ) -> None:
+        refusing, idle, gate = await join(), await join(), Gate("shut")
+        taken: list[QueueItem] = []
+
+        async def wait() -> None:
+            taken.append((await idle.take(everyone)).item)
+
+        def eat() -> None:
+            redis_server.ask("BLPOP", "one:queue:wake", BOUND_SECONDS)
+
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(refusing.take, gate)
+                await blocked(redis_server, 1)
+                tasks.start_soon(anyio.to_thread.run_sync, eat)
+                await blocked(redis_server, 2)
+                tasks.start_soon(wait)
+                await blocked(redis_server, 3)
+                await idle.put(shut := item("shut"))
+                while not gate.asked:
+                    await anyio.lowlevel.checkpoint()
+                await blocked(redis_server, 3)
+                await idle.put(free := item("free"))
+                assert (await refusing.take(gate)).item == free
+                while not taken:
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        assert taken == [shut]
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("only_tokens_wake")
+class TestTokens:
+    async def test_an_idle_taker_is_woken_for_what_was_put_when_there_were_too_many_tokens(
+        self, join: Join, redis_server: RedisServer
+    ) -> None:
+        front, takers = await join(max_depth=200), [await join(visibility_seconds=60) for _ in range(3)]
+        for taker in takers:
+            await front.put(item())
+            await taker.done(await take(taker))
+        for _ in range(MAX_TOKENS + 10):
+            await front.put(item())
+        assert redis_server.ask("LLEN", "one:queue:wake") == MAX_TOKENS
+        redis_server.ask("LTRIM", "one:queue:wake", 0, 0)
+        async with anyio.create_task_group() as tasks:
+            for taker in takers:
+                tasks.start_soon(take, taker)
+        assert await front.depth() == MAX_TOKENS + 7
+
+    async def test_with_work_for_one_a_hand_over_is_one_script_and_one_token(
+        self, join: Join, redis_server: RedisServer
+    ) -> None:
+        front, back = await join(), await join()
+        taken = 0
+
+        async def work() -> None:
+            nonlocal taken
+            while True:
+                await back.done(await back.take(everyone))
+                taken += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            await blocked(redis_server)
+            before = redis_server.commands()
+            for number in range(20):
+                await front.put(item())
+                with anyio.fail_after(BOUND_SECONDS):
+                    while taken == number:
+                        await anyio.lowlevel.checkpoint()
+            spent = redis_server.commands() - before
+            tasks.cancel_scope.cancel()
+        assert spent["blpop"] <= 21
+        assert 40 <= spent["evalsha"] <= 43  # a put and a hand-over each, and the last acknowledgement
 
 
 @pytest.mark.anyio
@@ -202,17 +356,25 @@ class TestTakersThatDie:
             await other.take(everyone)
             raise AssertionError("it was handed out twice")
         await living.done(held)
-        assert redis_server.ask("EXISTS", "one:queue:held", "one:queue:held:items") == 0
+        await all_done(redis_server)
 
-    async def test_a_question_of_a_dead_taker_holds_its_lane_up_for_a_while_only(
+    async def test_a_question_that_is_never_answered_is_asked_elsewhere(self, join: Join) -> None:
+        hanging, other = await join(visibility_seconds=0.5), await join(visibility_seconds=0.5)
+        await hanging.put(put := item())
+        async with anyio.create_task_group() as tasks:
+            await asked(hanging, Slow(), tasks)
+            assert (await take(other)).item == put
+            tasks.cancel_scope.cancel()
+        assert await other.depth() == 0
+
+    async def test_an_acknowledgement_is_told_when_the_process_ends(
         self, join: Join, redis_server: RedisServer
     ) -> None:
-        queue = await join(visibility_seconds=0.5)
-        await queue.put(put := item())
-        lane = redis_server.ask("HGET", "one:queue:items", put.execution_id).split()[0]
-        now = int(redis_server.ask("TIME")[0]) * 1000
-        redis_server.ask("HSET", "one:queue:asked", lane, f"gone {now + 1500}")
-        assert (await take(queue)).item == put
+        async with AsyncExitStack() as life:
+            ending = await join(stack=life)
+            await ending.put(item())
+            await ending.done(await take(ending))
+        assert redis_server.ask("EXISTS", "one:queue:held", "one:queue:held:items") == 0
 
     async def test_done_after_it_came_back_forgets_it(self, join: Join, redis_server: RedisServer) -> None:
         queue = await join(visibility_seconds=30)
@@ -222,8 +384,11 @@ class TestTakersThatDie:
         again = await take(queue)
         assert again.item == slow.item
         await queue.give_back(again)
+        assert await queue.depth() == 1
         await queue.done(slow)
-        assert await queue.depth() == 0
+        with anyio.fail_after(BOUND_SECONDS):
+            while await queue.depth():
+                await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio
@@ -257,6 +422,7 @@ class TestBeyondTheContract:
             assert redis_server.ask("PTTL", key) > 0, key
         await queue.give_back(held)
         await take_all(queue, 20)
+        await all_done(redis_server)
         assert set(redis_server.ask("KEYS", "*")) == {b"one:queue:state", b"one:queue:turns"}
 
     async def test_what_cannot_be_read_is_dropped_and_holds_nothing_up(
@@ -293,17 +459,35 @@ class TestBeyondTheContract:
         spent.pop("client|list", None)
         assert spent.total() < 3 * seconds, spent
 
-    async def test_what_is_done_while_redis_is_away_is_no_error_and_comes_back(
+    async def test_what_is_done_while_redis_is_away_is_told_when_it_is_back(
         self, own_redis: RedisServer, anyio_backend: str
     ) -> None:
         async with AsyncExitStack() as stack:
             queue = await opened(own_redis, stack, "one", visibility_seconds=1)
-            await queue.put(put := item())
+            await queue.put(item())
             held = await take(queue)
             own_redis.kill()
             await queue.done(held)
+            await anyio.sleep(2 * redis_queue.ACKNOWLEDGE_SECONDS)
             own_redis.start()
-            assert (await take(queue)).item == put
+            await all_done(own_redis)
+            assert await queue.depth() == 0
+
+    async def test_what_cannot_be_told_is_bounded(
+        self, own_redis: RedisServer, anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_queue, "MAX_DONE", 2)
+        async with AsyncExitStack() as stack:
+            queue = await opened(own_redis, stack, "one", visibility_seconds=1)
+            puts = [item() for _ in range(3)]
+            for put in puts:
+                await queue.put(put)
+            held = [await take(queue) for _ in puts]
+            own_redis.kill()
+            for delivery in held:
+                await queue.done(delivery)
+            own_redis.start()
+            assert (await take(queue)).item == puts[2]
 
     async def test_a_taker_learns_that_redis_is_away_and_takes_when_it_is_back(
         self, own_redis: RedisServer, anyio_backend: str

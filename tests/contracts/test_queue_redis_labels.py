@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_adapters.queues import redis as redis_queue
 from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.queues.redis_items import decode_item, encode_item, lane_of
 from sandbox_adapters.queues.redis_scripts import MAX_KINDS, MAX_SETS
 from sandbox_core.domain.errors import ServerFull, StoredDataCorrupt
 from sandbox_core.ports.queue import QueueItem
 from sandbox_core.testing.queue_harness import BOUND_SECONDS, Gate, everyone, item, take_all
-from tests.contracts.test_queue_redis import Join, blocked, join
+from tests.contracts.test_queue_redis import Join, all_done, blocked, join, only_tokens_wake
 from tests.redis_server import RedisServer
 
-__all__ = ["join"]
+__all__ = ["join", "only_tokens_wake"]
 
 GPU = frozenset({"gpu"})
 
@@ -29,19 +28,6 @@ GPU = frozenset({"gpu"})
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def only_tokens_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let takers look by themselves so late that only a token can wake them within a test."""
-    monkeypatch.setattr(redis_queue, "LOOK_SECONDS", 60.0)
-
-
-async def idle(server: RedisServer, takers: int) -> None:
-    """Return when so many listeners wait in Redis."""
-    with anyio.fail_after(BOUND_SECONDS):
-        while server.ask("CLIENT", "LIST").count(b"cmd=blpop") < takers:
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio
@@ -65,7 +51,7 @@ class TestWakes:
                         tasks.start_soon(plain.take, gate)
                     else:
                         tasks.start_soon(take)
-                    await idle(redis_server, number + 1)
+                    await blocked(redis_server, number + 1)
                 await front.put(put := item("a", None, "gpu"))
                 while not taken:
                     await anyio.lowlevel.checkpoint()
@@ -96,7 +82,7 @@ class TestWakes:
             async with anyio.create_task_group() as tasks:
                 for queue, offers in zip(queues, kinds, strict=True):
                     tasks.start_soon(work, queue, offers, tasks)
-                await idle(redis_server, 3)
+                await blocked(redis_server, 3)
                 for put in puts:
                     await front.put(put)
         assert sorted(put.execution_id for put in taken) == sorted(put.execution_id for put in puts)
@@ -147,6 +133,7 @@ async def test_every_key_expires_and_labels_leave_nothing_behind(join: Join, red
             assert redis_server.ask("PTTL", key) > 0, key
         await queue.give_back(held)
         assert len(await take_all(queue, 20, "gpu", "large")) == 20
+        await all_done(redis_server)
         tasks.cancel_scope.cancel()
     left = set(redis_server.ask("KEYS", "*"))
     assert left == {b"one:queue:state", b"one:queue:turns", b"one:queue:kinds"}

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain
+from types import TracebackType
 from typing import Any, Final
 
 import anyio
@@ -32,6 +34,12 @@ LOOK_SECONDS: Final = 5.0
 
 LIFE_SECONDS: Final = 7 * 86_400
 """How long keys live after their last use, beyond the time to live of a pending execution."""
+
+ACKNOWLEDGE_SECONDS: Final = 0.25
+"""How long Redis may not know what is done, when no look tells it before."""
+
+MAX_DONE: Final = 1000
+"""What is done and not told yet, at most."""
 
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS, _UNKNOWN_RETRY_SECONDS = 1, 30, 5
 _FULL, _FULL_FOR_ONE, _TOO_MANY_SETS = 1, 2, 3
@@ -64,7 +72,7 @@ class RedisQueue(Background):
         visibility_seconds: float = 9.0,
         ttl_seconds: float = 3600.0,
     ) -> None:
-        super().__init__(self._renew)
+        super().__init__(self._renew, self._acknowledge)
         self._connection = connection
         self._max_depth = max_depth
         self._max_per_principal = max_depth if max_per_principal is None else max_per_principal
@@ -79,8 +87,20 @@ class RedisQueue(Background):
         self._changed = anyio.Event()
         self._listeners: dict[str, WakeListener] = {}
         self._look_in = LOOK_SECONDS
+        self._seen_empty = False
         self._held: set[str] = set()
         self._holding = anyio.Event()
+        self._done: dict[str, str] = {}
+        self._is_done = anyio.Event()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await super().__aexit__(kind, error, trace)
+        finally:
+            with anyio.CancelScope(shield=True), suppress(InfrastructureError):
+                await self._tell_done()
 
     async def put(self, item: QueueItem) -> None:
         """Add an item; again, while it waits, is no error. Raises ServerFull, StoreUnavailable, ServerDraining."""
@@ -100,47 +120,62 @@ class RedisQueue(Background):
 
     async def take(self, admit: Admit, offers: frozenset[str] = frozenset()) -> Delivery:
         """Wait for the next item that `admit` accepts. An error of `admit` passes, and the item keeps waiting."""
-        question, offered = secrets.token_hex(8), ",".join(sorted(offers))
+        offered = ",".join(sorted(offers))
         listener = self._listener(offered)
-        is_open = True
+        asked_about = refused = ""
         try:
             while True:
                 changed, round_asked = self._changed, self._round
-                is_open = True
-                choice = await self._choose(question, offered)
-                if choice is None:
-                    is_open = False
+                # Whatever comes after an empty queue brings a token. Takers with labels look, which makes them known.
+                if self._seen_empty and not offered and not refused:
+                    self._seen_empty = False
                     await listener.wait_for(changed)
                     continue
-                item, lane = choice
+                asked_about = secrets.token_hex(8)
+                choice = await self._choose(asked_about, offered, refused)
+                refused = ""
+                if choice is None:
+                    asked_about = ""
+                    await listener.wait_for(changed)
+                    continue
+                item, lane, is_last = choice
                 self._asking += 1
                 try:
                     admitted = await admit(item)
                 finally:
                     self._asking -= 1
                 if admitted:
-                    return await self._hand_over(question, item)
+                    # No await since the answer: a cancellation finds the item either waiting or delivered.
+                    self._seen_empty = is_last
+                    self._held.add(asked_about)
+                    self._holding.set()
+                    return Delivery(item, asked_about)
                 if round_asked == self._round:
                     self._refused.add(lane)
+                asked_about, refused = "", asked_about
                 self._signal()
         except BaseException:
-            if is_open:
-                await self._withdraw(question)
+            await self._put_back(*filter(None, (asked_about, refused)))
             raise
 
     async def done(self, delivery: Delivery) -> None:
-        """Forget the item. When Redis is away it comes back later and its claim is refused: no error here."""
+        """Forget the item, soon: Redis is told with the next look, or after ACKNOWLEDGE_SECONDS.
+
+        When this process dies before, the item is handed out once more, and its claim is refused.
+        """
         self._held.discard(delivery.receipt)
-        try:
-            await self._run(scripts.DONE, delivery.receipt, delivery.item.execution_id)
-        except InfrastructureError as error:
-            _log.warning("%s will be handed out again, in vain: %s", delivery.item.execution_id, error)
+        if len(self._done) >= MAX_DONE:
+            _log.warning("%s will be handed out again, in vain: Redis is away", delivery.item.execution_id)
+        else:
+            self._done[delivery.receipt] = delivery.item.execution_id
+            self._is_done.set()
         self._ask_again()
 
     async def give_back(self, delivery: Delivery) -> None:
         """Put the item back, in front of everything. No error, and no effect, after `done`."""
-        self._held.discard(delivery.receipt)
-        await self._run(scripts.GIVE_BACK, delivery.receipt)
+        if delivery.receipt not in self._done:
+            self._held.discard(delivery.receipt)
+            await self._run(scripts.GIVE_BACK, delivery.receipt)
         self._ask_again()
 
     async def remove(self, execution_id: ExecutionId) -> bool:
@@ -151,6 +186,7 @@ class RedisQueue(Background):
 
     async def recheck(self) -> None:
         """Ask `admit` again about what was refused here. No word to Redis when nothing was."""
+        self._seen_empty = False  # what another process refused, and has no room for now, woke nobody
         self._ask_again()
 
     async def close(self) -> Sequence[QueueItem]:
@@ -172,39 +208,70 @@ class RedisQueue(Background):
         found = await self._connection.command("HMGET", f"{self._connection.namespace}queue:items", *ids)
         return {raw for raw, value in zip(ids, found, strict=True) if value is not None}
 
-    async def _choose(self, question: str, offered: str) -> tuple[QueueItem, str] | None:
-        """Mark the next item as asked about. Whole even when cancelled: then the question is withdrawn by `take`."""
+    async def _choose(self, receipt: str, offered: str, refused: str) -> tuple[QueueItem, str, bool] | None:
+        """Have what was refused put back and the next item handed over: it, its lane, and whether nothing waits now.
+
+        Whole even when cancelled: `take` puts back.
+        """
         while True:
+            # Said again is no error, and what is noted meanwhile is for the next time.
+            done = self._done.copy()
             with anyio.CancelScope(shield=True):
-                answer = await self._run(scripts.CHOOSE, question, self._visibility_ms, offered, *self._refused)
+                answer = await self._run(
+                    scripts.HAND_OVER,
+                    receipt,
+                    self._visibility_ms,
+                    offered,
+                    refused,
+                    len(self._refused),
+                    *self._refused,
+                    *chain.from_iterable(done.items()),
+                )
+            self._forget_done(done)
             await anyio.lowlevel.checkpoint_if_cancelled()
             if not answer[0]:
-                back_in = int(answer[1]) / 1000
-                self._look_in = LOOK_SECONDS if back_in < 0 else min(LOOK_SECONDS, max(0.05, back_in))
+                self._look_soon(int(answer[1]))
                 return None
-            _, raw_id, raw_lane, raw_item = answer
+            _, raw_id, raw_lane, raw_item, rest, back_in_ms = answer
+            self._look_soon(back_in_ms)
             try:
                 item = decode_item(raw_item, raw_id, raw_lane)
             except StoredDataCorrupt as error:
                 _log.error("dropped from the queue: %s", error)
-                await self._run(scripts.REMOVE, raw_id)
+                await self._run(scripts.DONE, receipt, raw_id)
             else:
-                return item, raw_lane.decode()
+                return item, raw_lane.decode(), rest == 0
 
-    async def _hand_over(self, question: str, item: QueueItem) -> Delivery:
-        receipt = secrets.token_hex(8)
-        # No await after the answer: a cancellation finds the item either waiting or delivered.
-        with anyio.CancelScope(shield=True):
-            await self._run(scripts.HAND_OVER, question, item.execution_id, receipt, self._visibility_ms)
-        self._held.add(receipt)
-        self._holding.set()
-        self._signal()
-        return Delivery(item, receipt)
+    def _look_soon(self, back_in_ms: int) -> None:
+        """Look again when what was handed over comes back, in so many ms (-1: nothing was)."""
+        self._look_in = LOOK_SECONDS if back_in_ms < 0 else min(LOOK_SECONDS, max(0.05, back_in_ms / 1000))
 
-    async def _withdraw(self, question: str) -> None:
+    async def _put_back(self, *receipts: str) -> None:
         self._signal()
-        with anyio.CancelScope(shield=True), suppress(InfrastructureError):
-            await self._run(scripts.WITHDRAW, question)
+        if receipts:
+            with anyio.CancelScope(shield=True), suppress(InfrastructureError):
+                await self._run(scripts.GIVE_BACK, *receipts)
+
+    async def _acknowledge(self) -> None:
+        """Tell Redis what is done and was not told with a look."""
+        while True:
+            await self._is_done.wait()
+            await anyio.sleep(ACKNOWLEDGE_SECONDS)
+            self._is_done = anyio.Event()
+            try:
+                await self._tell_done()
+            except InfrastructureError as error:
+                self._is_done.set()
+                _log.debug("what is done is told later: %s", error)
+
+    async def _tell_done(self) -> None:
+        if done := self._done.copy():
+            await self._run(scripts.DONE, *chain.from_iterable(done.items()))
+            self._forget_done(done)
+
+    def _forget_done(self, told: Iterable[str]) -> None:
+        for receipt in told:
+            self._done.pop(receipt, None)
 
     def _listener(self, offers: str) -> WakeListener:
         """Return who listens for takers with these offers, a kind of its own: its tokens are for nobody else."""

@@ -14,8 +14,7 @@ rings name are served by one sequence.
 | `lanes:{principal}` | sorted set of the principal's lanes, the one to be served next first |
 | `ring` | sorted set of principals, the one to be served next first |
 | `counts` | hash, principal -> how many of its items wait |
-| `asked` | hash, lane -> `question until`: a taker asks its admission about the lane's head |
-| `held` | sorted set of receipts that were handed over, scored by when they are handed out again |
+| `held` | sorted set of receipts of what was handed over, scored by when it is handed out again |
 | `held:items` | hash, receipt -> `execution-id lane {json}` |
 | `wake` | list of tokens; a taker that has nothing to do pops one, blocking |
 | `wake:{offers}` | such a list for the takers that offer these labels |
@@ -34,14 +33,20 @@ from typing import Final
 from sandbox_adapters.redis_time import REDIS_TIME
 
 MAX_TOKENS: Final = 64
-"""Tokens that wait at most: each wakes one taker, and each hand-over wakes the next when more waits."""
+"""Tokens that wait at most. Each wakes one taker; a hand-over with so many items left makes up for one not given."""
+
+_ASIDE_AT_ONCE: Final = 16
+"""Items of one lane looked at to put a refused one back in its turn: so many may have been asked about at once."""
+
+_TURNS: Final = 16
+"""Turns that the mean is of, which says when to try again."""
 
 PRELUDE: Final = (
     REDIS_TIME
     + """
 -- ARGV: namespace, life of the keys in ms, ...
 local Q, KEEP = ARGV[1] .. 'queue:', ARGV[2]
-local items, counts, ring, asked = Q .. 'items', Q .. 'counts', Q .. 'ring', Q .. 'asked'
+local items, counts, ring = Q .. 'items', Q .. 'counts', Q .. 'ring'
 local held, held_items, wake, state, turns = Q .. 'held', Q .. 'held:items', Q .. 'wake', Q .. 'state', Q .. 'turns'
 local since, sets, kinds = Q .. 'since', Q .. 'sets', Q .. 'kinds'
 
@@ -102,9 +107,15 @@ local function wake_one(set, most)
   end
 end
 
--- Wake one taker of each kind for which something waits, unless one is woken already.
-local function wake_for_the_rest(sets_waiting)
-  if redis.call('EXISTS', ring) == 1 then push_token('', 1) end
+-- After a hand-over. What was put woke a taker for itself, so somebody comes for the rest; but not for what was put
+-- when there were too many tokens, not for what was refused where it was asked about, and with labels it may have
+-- been somebody of another kind.
+local function wake_for_the_rest(sets_waiting, rest, is_refused)
+  if rest >= MAX_TOKENS then
+    push_token('', MAX_TOKENS)
+  elseif (is_refused or #sets_waiting > 0) and redis.call('EXISTS', ring) == 1 then
+    push_token('', 1)
+  end
   for _, offers in ipairs(#sets_waiting > 0 and kinds_of_takers() or {}) do
     local offered = labels_in(offers)
     for _, set in ipairs(sets_waiting) do
@@ -119,7 +130,8 @@ end
 -- Times are all in UTC and so sort as texts. Quotes in what callers named are escaped, and so match nothing here.
 local function age_mark(id, value) return (string.match(value, '"queued_at":"([^"]+)"') or '') .. ' ' .. id end
 
-local function enter(id, value, in_front)
+-- Where a taker put it: at the end; or, of what was taken, in front of everything, or only of what came later.
+local function enter(id, value, where)
   local lane = string.match(value, '^(%S+) ')
   local p, set = principal_of(lane), set_of(lane)
   local list, lanes, its_ring = Q .. 'lane:' .. lane, lanes_of(p, set), ring_of(set)
@@ -127,26 +139,29 @@ local function enter(id, value, in_front)
   redis.call('HSET', items, id, value)
   redis.call('HINCRBY', counts, p, 1)
   redis.call('ZADD', since, 0, age_mark(id, value))
-  if in_front then
-    redis.call('LPUSH', list, id)
-    redis.call('ZADD', its_ring, place_in_front(its_ring), p)
-    redis.call('ZADD', lanes, place_in_front(lanes), lane)
-  else
+  if where == 'end' then
     redis.call('RPUSH', list, id)
     redis.call('ZADD', its_ring, 'NX', place_at_end(), p)
     redis.call('ZADD', lanes, 'NX', place_at_end(), lane)
+  else
+    local before
+    for _, other in ipairs(where == 'in turn' and redis.call('LRANGE', list, 0, ASIDE_AT_ONCE - 1) or {}) do
+      if age_mark(other, redis.call('HGET', items, other) or '') > age_mark(id, value) then break end
+      before = other
+    end
+    if before then redis.call('LINSERT', list, 'AFTER', before, id) else redis.call('LPUSH', list, id) end
+    redis.call('ZADD', its_ring, place_in_front(its_ring), p)
+    redis.call('ZADD', lanes, place_in_front(lanes), lane)
   end
   if set ~= '' then
     redis.call('SADD', sets, set)
     keep(sets)
   end
   keep(items, counts, list, its_ring, lanes, state, since)
-  wake_one(set, MAX_TOKENS)
 end
 
 local function leave_ring(lane, p)
   local set = set_of(lane)
-  redis.call('HDEL', asked, lane)
   redis.call('ZREM', lanes_of(p, set), lane)
   if redis.call('ZCARD', lanes_of(p, set)) > 0 then return end
   redis.call('ZREM', ring_of(set), p)
@@ -172,5 +187,34 @@ local function forget(id)
   end
   return value, lane, p, rest
 end
+
+-- What was handed over, back where it waits: its set of labels; or nil when it is held no more.
+local function put_back(receipt, where)
+  local id, value = string.match(redis.call('HGET', held_items, receipt) or '', '^(%S+) (.*)$')
+  redis.call('ZREM', held, receipt)
+  redis.call('HDEL', held_items, receipt)
+  if not id or redis.call('HEXISTS', items, id) == 1 then return nil end
+  enter(id, value, where)
+  return set_of(string.match(value, '^(%S+) '))
+end
+
+-- ARGV from `first` on: receipts and execution ids of what was started, or need not be. One that came back meanwhile,
+-- since it was held for too long, is forgotten too.
+local function forget_done(first)
+  if not ARGV[first] then return end
+  for i = first, #ARGV, 2 do
+    redis.call('HDEL', held_items, ARGV[i])
+    if redis.call('ZREM', held, ARGV[i]) == 0 then forget(ARGV[i + 1]) end
+  end
+  -- So many have left since the last did; the mean over several is right.
+  local at, count = now(), math.floor((#ARGV - first + 1) / 2)
+  local took = math.floor((at - tonumber(redis.call('HGET', state, 'began') or at)) / count)
+  for _ = 1, math.min(count, TURNS) do redis.call('LPUSH', turns, took) end
+  redis.call('LTRIM', turns, 0, TURNS - 1)
+  redis.call('HSET', state, 'began', at)
+  keep(turns, state)
+end
 """.replace("MAX_TOKENS", str(MAX_TOKENS))
+    .replace("ASIDE_AT_ONCE", str(_ASIDE_AT_ONCE))
+    .replace("TURNS", str(_TURNS))
 )

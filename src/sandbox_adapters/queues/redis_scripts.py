@@ -47,29 +47,32 @@ if depth >= most or mine >= most_of_one or is_one_more then
   if mine >= most_of_one then return {2, mine, mean} end
   return {3, MAX_SETS, mean}
 end
-enter(id, value, false)
+enter(id, value, 'end')
+wake_one(set, MAX_TOKENS)
 return {0, depth + 1, 0}
-""".replace("MAX_SETS", str(MAX_SETS))
+""".replace("MAX_SETS", str(MAX_SETS)).replace("MAX_TOKENS", str(MAX_TOKENS))
 )
 
-CHOOSE: Final = _script(
+HAND_OVER: Final = _script(
     """
--- ... question, how long it may take in ms, what the taker offers, lanes that are not to be asked about. Answers
--- {1, id, lane, JSON}, or {0, ms until something that was handed over comes back or -1}. Asked again with the same
--- question: the same answer.
+-- ... receipt, for how long it is held in ms, what the taker offers, receipt of what it has refused just now or '', how
+-- many lanes are not to be asked about, those, and what is done (see forget_done).
+-- Answers {1, id, lane, JSON, how many wait still, ms until something comes back}, or {0, ms until then or -1}. Asked
+-- again with the same receipt: the same item.
+local refused, lanes_refused, is_refused = ARGV[6], tonumber(ARGV[7]), false
+if refused ~= '' then is_refused = put_back(refused, 'in turn') ~= nil end
+forget_done(8 + lanes_refused)
 -- A fleet that does nothing asks this all the time, so then it is two commands and does not look at the clock.
 local first, depth = redis.call('ZRANGE', held, 0, 0, 'WITHSCORES'), redis.call('HLEN', items)
 if depth == 0 and not first[2] and ARGV[5] == '' then return {0, -1} end
-local question, at = ARGV[3], now()
+local receipt, at = ARGV[3], now()
 local back_in = first[2] and math.max(0, tonumber(first[2]) - at) or -1
-for _, receipt in ipairs(back_in == 0 and redis.call('ZRANGE', held, 0, RECLAIMED) or {}) do
-  if tonumber(redis.call('ZSCORE', held, receipt)) > at then break end
-  local id, value = string.match(redis.call('HGET', held_items, receipt) or '', '^(%S+) (.*)$')
-  redis.call('ZREM', held, receipt)
-  redis.call('HDEL', held_items, receipt)
-  if id and redis.call('HEXISTS', items, id) == 0 then
-    enter(id, value, true)
+for _, lapsed in ipairs(back_in == 0 and redis.call('ZRANGE', held, 0, RECLAIMED) or {}) do
+  if tonumber(redis.call('ZSCORE', held, lapsed)) > at then break end
+  local set = put_back(lapsed, 'in front')
+  if set then
     depth = depth + 1
+    wake_one(set, MAX_TOKENS)
   end
 end
 local function nothing()
@@ -80,6 +83,13 @@ local function nothing()
   end
   return {0, back_in}
 end
+
+local function handed_over(value, rest)
+  local id, lane, json = string.match(value, '^(%S+) (%S+) (.*)$')
+  return {1, id, lane, json, rest, tonumber(redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')[2]) - at}
+end
+local value_before = first[2] and redis.call('HGET', held_items, receipt)
+if value_before then return handed_over(value_before, depth) end
 if depth == 0 then return nothing() end
 
 local mine, offered = {''}, labels_in(ARGV[5])
@@ -87,18 +97,8 @@ for _, set in ipairs(ARGV[5] ~= '' and redis.call('SMEMBERS', sets) or {}) do
   if covers(offered, set) then mine[#mine + 1] = set end
 end
 
-local skipped, busy = {}, {}
-for i = 6, #ARGV do skipped[ARGV[i]] = true end
-local marks = redis.call('HGETALL', asked)
-for i = 1, #marks, 2 do
-  local by, ends = string.match(marks[i + 1], '^(%S+) (%d+)$')
-  if by == question or tonumber(ends) <= at then
-    redis.call('HDEL', asked, marks[i])
-  else
-    skipped[marks[i]] = true
-    busy[principal_of(marks[i])] = true
-  end
-end
+local skipped = {}
+for i = 8, 7 + lanes_refused do skipped[ARGV[i]] = true end
 
 -- The id at the head of a lane. What lost its item, since a key was deleted by hand or evicted, is cleared away.
 local function head(lane, p)
@@ -158,87 +158,54 @@ local function offer(p)
   return nil
 end
 
-local function next_lane(is_busy)
+local function next_id()
   local keys, seen = {}, {}
   for n, set in ipairs(mine) do keys[n] = ring_of(set) end
   for p in merged(keys) do
-    if not seen[p] and (busy[p] or false) == is_busy then
-      local lane, id = offer(p)
-      if lane then return lane, id end
-    end
+    local lane, id
+    if not seen[p] then lane, id = offer(p) end
+    if lane then return id end
     seen[p] = true
   end
   return nil
 end
 
-local lane, id = next_lane(false)
-if not lane then lane, id = next_lane(true) end
-if lane then
-  redis.call('HSET', asked, lane, question .. ' ' .. string.format('%.0f', at + ARGV[4]))
-  local set = set_of(lane)
-  keep(items, counts, ring_of(set), asked, state, since, lanes_of(principal_of(lane), set), Q .. 'lane:' .. lane)
-  if set ~= '' then keep(sets) end
-  return {1, id, lane, string.match(redis.call('HGET', items, id), '^%S+ (.*)$')}
-end
-return nothing()
-""".replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
-    .replace("MAX_KINDS", str(MAX_KINDS))
-    .replace("KIND_KNOWN_MS", str(KIND_KNOWN_SECONDS * 1000))
-)
-
-HAND_OVER: Final = _script("""
--- ... question, execution id, receipt, how long it is held in ms. What was removed during the question goes over too:
--- its claim will be refused.
-local question, id, receipt, at = ARGV[3], ARGV[4], ARGV[5], now()
+local id = next_id()
+if not id then return nothing() end
 local value, lane, p, rest = forget(id)
-if not value then return 0 end
-local mark = redis.call('HGET', asked, lane)
-if mark and string.match(mark, '^(%S+)') == question then redis.call('HDEL', asked, lane) end
-redis.call('ZADD', held, at + ARGV[6], receipt)
+redis.call('ZADD', held, at + ARGV[4], receipt)
 redis.call('HSET', held_items, receipt, id .. ' ' .. value)
-redis.call('LPUSH', turns, at - tonumber(redis.call('HGET', state, 'began') or at))
-redis.call('LTRIM', turns, 0, 15)
-redis.call('HSET', state, 'began', at)
-keep(held, held_items, turns, state)
+keep(held, held_items)
 if rest > 0 then
   local place, sets_waiting = place_at_end(), redis.call('SMEMBERS', sets)
   redis.call('ZADD', ring, 'XX', place, p)
   for _, set in ipairs(sets_waiting) do redis.call('ZADD', ring_of(set), 'XX', place, p) end
   redis.call('ZADD', lanes_of(p, set_of(lane)), 'XX', place_at_end(), lane)
-  wake_for_the_rest(sets_waiting)
+  wake_for_the_rest(sets_waiting, rest, is_refused or lanes_refused > 0)
 end
-return 1
+return handed_over(id .. ' ' .. value, rest)
+""".replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
+    .replace("MAX_KINDS", str(MAX_KINDS))
+    .replace("MAX_TOKENS", str(MAX_TOKENS))
+    .replace("KIND_KNOWN_MS", str(KIND_KNOWN_SECONDS * 1000))
+)
+
+DONE: Final = _script("""
+-- ... what is done (see forget_done).
+forget_done(3)
+return 0
 """)
 
-WITHDRAW: Final = _script(
+GIVE_BACK: Final = _script(
     """
--- ... question: it is not asked any more, and others may ask it.
-local marks = redis.call('HGETALL', asked)
-for i = 1, #marks, 2 do
-  if string.match(marks[i + 1], '^(%S+)') == ARGV[3] then
-    redis.call('HDEL', asked, marks[i])
-    wake_one(set_of(marks[i]), MAX_TOKENS)
-  end
+-- ... receipts.
+for i = 3, #ARGV do
+  local set = put_back(ARGV[i], 'in front')
+  if set then wake_one(set, MAX_TOKENS) end
 end
 return 0
 """.replace("MAX_TOKENS", str(MAX_TOKENS))
 )
-
-DONE: Final = _script("""
--- ... receipt, execution id. One that came back meanwhile, since it was held for too long, is forgotten too.
-redis.call('HDEL', held_items, ARGV[3])
-if redis.call('ZREM', held, ARGV[3]) == 0 then forget(ARGV[4]) end
-return 0
-""")
-
-GIVE_BACK: Final = _script("""
--- ... receipt.
-local id, value = string.match(redis.call('HGET', held_items, ARGV[3]) or '', '^(%S+) (.*)$')
-redis.call('ZREM', held, ARGV[3])
-redis.call('HDEL', held_items, ARGV[3])
-if id and redis.call('HEXISTS', items, id) == 0 then enter(id, value, true) end
-return 0
-""")
 
 RENEW: Final = _script("""
 -- ... how long in ms, receipts.
@@ -249,14 +216,16 @@ return 0
 """)
 
 REMOVE: Final = _script("""
--- ... execution id. Answers 0 also for one that a taker asks about: it may be handed over all the same.
-local value = redis.call('HGET', items, ARGV[3])
-if not value then return 0 end
-local lane = string.match(value, '^(%S+) ')
-local mark = redis.call('HGET', asked, lane)
-local is_asked = mark and redis.call('LINDEX', Q .. 'lane:' .. lane, 0) == ARGV[3]
-forget(ARGV[3])
-return is_asked and 0 or 1
+-- ... execution id. Answers 0 also for one that was handed over: if a taker asks about it, it comes back no more.
+if forget(ARGV[3]) then return 1 end
+local of_takers = redis.call('HGETALL', held_items)
+for i = 1, #of_takers, 2 do
+  if string.match(of_takers[i + 1], '^(%S+) ') == ARGV[3] then
+    redis.call('HDEL', held_items, of_takers[i])
+    redis.call('ZREM', held, of_takers[i])
+  end
+end
+return 0
 """)
 
 STATS: Final = _script(

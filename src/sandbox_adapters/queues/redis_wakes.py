@@ -53,7 +53,7 @@ class WakeListener:
             await changed.wait()
         finally:
             self._waiting -= 1
-            if not self._waiting:
+            if not self._waiting and self._hungry.is_set():
                 self._hungry = anyio.Event()
 
     async def run(self) -> None:
@@ -77,5 +77,6 @@ class WakeListener:
                 await anyio.sleep(pause)
             else:
                 pause = 0.0
-            # Takers look for themselves, and learn it when Redis is away.
+            # Takers look for themselves, and learn it when Redis is away. A token is for us again when one waits again.
+            self._hungry = anyio.Event()
             self._wake()
