@@ -41,6 +41,7 @@ class RunConfig:
     Args:
         kill_grace_seconds: between SIGTERM and SIGKILL of a graceful end.
         coalesce_seconds: how long output waits for more before it is stored.
+        quiet_seconds: how long the word that it started waits for output or the end, to be stored with it.
         waiting_output_bytes: output not stored yet past which the pipes are not read.
         flood_bytes: a run that prints more than this, kept or not, is ended with reason `output`.
         store_retry_seconds: the longest pause between tries to write to a store that is away.
@@ -49,6 +50,7 @@ class RunConfig:
 
     kill_grace_seconds: float = 5.0
     coalesce_seconds: float = 0.003
+    quiet_seconds: float = 0.025
     waiting_output_bytes: int = 512 * 1024
     flood_bytes: int = 4 << 30
     store_retry_seconds: float = 2.0
@@ -185,11 +187,14 @@ class ExecutionRun:
     async def _write_output(self, execution: Execution, done: anyio.Event) -> None:
         """Store output as it comes, a few milliseconds after its first byte, or at once when there is much."""
         unsaved: Execution | None = execution
+        with anyio.move_on_after(self._config.quiet_seconds):
+            await self._some_output.wait()
         while True:
             if not self._early:
                 await self._some_output.wait()
-            with anyio.move_on_after(self._config.coalesce_seconds):
-                await self._much_output.wait()
+            if self._some_output.is_set():
+                with anyio.move_on_after(self._config.coalesce_seconds):
+                    await self._much_output.wait()
             if self._output_over:
                 break
             self._some_output, self._much_output = anyio.Event(), anyio.Event()

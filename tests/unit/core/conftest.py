@@ -14,7 +14,7 @@ from sandbox_adapters.fleet.local import LocalFleet
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_core.application.service import ExecutionService, Submission
-from sandbox_core.application.supervisor import ExecutionSupervisor
+from sandbox_core.application.supervisor import ExecutionSupervisor, SupervisorConfig
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.events import OutputEvent
 from sandbox_core.domain.execution import Execution
@@ -94,6 +94,7 @@ async def open_house(
     max_queued: int = 100,
     labels: frozenset[str] = frozenset(),
     fleet: Fleet | None = None,
+    config: SupervisorConfig | None = None,
 ) -> AsyncIterator[House]:
     """Compose and start a house; drains it at the end."""
     clock = FakeClock()
@@ -122,6 +123,7 @@ async def open_house(
         node=NodeId("node-1"),
         quota=quota or Quota(per_node=10, per_principal=10, per_session=5),
         labels=labels,
+        config=config,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(supervisor.run)

@@ -8,7 +8,9 @@ from functools import partial
 import anyio
 import pytest
 
+from sandbox_core.application.run import RunConfig
 from sandbox_core.application.service import Submission
+from sandbox_core.application.supervisor import SupervisorConfig
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.errors import (
     ExecutionFinished,
@@ -74,6 +76,34 @@ async def test_output_can_be_followed_while_it_runs(house: OpenHouse) -> None:
                 assert (await home.service.get(LOCAL_PRINCIPAL, execution_id)).status is ExecutionStatus.RUNNING
                 await home.clock.advance(10)
     assert seen == [b"one\n", b"two\n"]
+
+
+@pytest.mark.parametrize(
+    ("quiet_seconds", "stored"),
+    [(60, [[EventKind.READY, EventKind.EXIT]]), (0, [[EventKind.READY], [EventKind.EXIT]])],
+    ids=["ends soon", "is silent"],
+)
+async def test_that_it_started_is_stored_with_what_comes_soon_or_by_itself(
+    house: OpenHouse, monkeypatch: pytest.MonkeyPatch, quiet_seconds: float, stored: list[list[EventKind]]
+) -> None:
+    config = SupervisorConfig(run=RunConfig(quiet_seconds=quiet_seconds))
+    async with house({"it": Script(steps=[Pause(1)])}, config=config) as home:
+        append, seen = home.store.append, list[list[EventKind]]()
+
+        async def watched(lease: Lease, drafts: Sequence[EventDraft], execution: Execution | None = None) -> int:
+            seen.append([draft.kind for draft in drafts])
+            return await append(lease, drafts, execution)
+
+        monkeypatch.setattr(home.store, "append", watched)
+        execution_id = await home.submit("it")
+        await home.started(1)
+        await anyio.sleep(0.02)  # real time, of which the run's waits are
+        with anyio.fail_after(30):
+            while len(seen) < len(stored) - 1:
+                await home.clock.settle()
+        await home.clock.advance(2)
+        await home.ended(execution_id)
+    assert seen == stored
 
 
 async def test_wall_time_ends_a_run_with_status_timeout(house: OpenHouse) -> None:
