@@ -7,12 +7,14 @@ from contextlib import AsyncExitStack
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.queues.redis_items import decode_item, encode_item, lane_of
+from sandbox_adapters.queues.redis_prelude import MAX_TOKENS
 from sandbox_adapters.queues.redis_scripts import MAX_KINDS, MAX_SETS
 from sandbox_core.domain.errors import ServerFull, StoredDataCorrupt
 from sandbox_core.ports.queue import QueueItem
@@ -94,14 +96,44 @@ class TestWakes:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(plain.take, everyone)
             await blocked(redis_server)
-            for _ in range(5):
+            woken = redis_server.commands()["blpop"]
+            for _ in range(MAX_TOKENS + 5):
                 await front.put(item("a", None, "gpu"))
+            await take_all(front, 3, "gpu")
+            await all_done(redis_server)
             before = redis_server.commands()
             await anyio.sleep(1)
             spent = redis_server.commands() - before
             tasks.cancel_scope.cancel()
         spent.pop("info", None)
         assert spent.total() == 0, spent
+        assert redis_server.commands()["blpop"] == woken
+
+    async def test_who_takes_something_with_labels_wakes_those_for_whom_it_was_woken(
+        self, join: Join, redis_server: RedisServer
+    ) -> None:
+        both, plain, taken = await join(visibility_seconds=60), await join(), list[QueueItem]()
+
+        async def wait() -> None:
+            taken.append((await plain.take(everyone)).item)
+
+        def eat() -> None:
+            redis_server.ask("BLPOP", "one:queue:wake", BOUND_SECONDS)
+
+        await both.put(with_labels := item("a", None, "gpu"))
+        held = await both.take(everyone, GPU)
+        with anyio.fail_after(BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, eat)
+                await blocked(redis_server)
+                tasks.start_soon(wait)
+                await blocked(redis_server, 2)
+                await both.put(put := item("b"))
+                await both.give_back(held)
+                assert (await both.take(everyone, GPU)).item == with_labels
+                while not taken:
+                    await anyio.lowlevel.checkpoint()
+        assert taken == [put]
 
 
 @pytest.mark.anyio

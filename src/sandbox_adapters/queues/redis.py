@@ -124,13 +124,13 @@ class RedisQueue(Background):
         listener = self._listener(offered)
         asked_about = refused = ""
         try:
+            # Whatever comes after an empty queue brings a token. Takers with labels look, which makes them known. Who
+            # was woken looks: the token is used up, whatever another taker has seen meanwhile.
+            if self._seen_empty and not offered:
+                self._seen_empty = False
+                await listener.wait_for(self._changed)
             while True:
                 changed, round_asked = self._changed, self._round
-                # Whatever comes after an empty queue brings a token. Takers with labels look, which makes them known.
-                if self._seen_empty and not offered and not refused:
-                    self._seen_empty = False
-                    await listener.wait_for(changed)
-                    continue
                 asked_about = secrets.token_hex(8)
                 choice = await self._choose(asked_about, offered, refused)
                 refused = ""
@@ -146,7 +146,7 @@ class RedisQueue(Background):
                     self._asking -= 1
                 if admitted:
                     # No await since the answer: a cancellation finds the item either waiting or delivered.
-                    self._seen_empty = is_last
+                    self._seen_empty = is_last and round_asked == self._round
                     self._held.add(asked_about)
                     self._holding.set()
                     return Delivery(item, asked_about)
@@ -175,7 +175,7 @@ class RedisQueue(Background):
         """Put the item back, in front of everything. No error, and no effect, after `done`."""
         if delivery.receipt not in self._done:
             self._held.discard(delivery.receipt)
-            await self._run(scripts.GIVE_BACK, delivery.receipt)
+            await self._run(scripts.GIVE_BACK, scripts.IN_FRONT, delivery.receipt)
         self._ask_again()
 
     async def remove(self, execution_id: ExecutionId) -> bool:
@@ -250,7 +250,7 @@ class RedisQueue(Background):
         self._signal()
         if receipts:
             with anyio.CancelScope(shield=True), suppress(InfrastructureError):
-                await self._run(scripts.GIVE_BACK, *receipts)
+                await self._run(scripts.GIVE_BACK, scripts.IN_TURN, *receipts)
 
     async def _acknowledge(self) -> None:
         """Tell Redis what is done and was not told with a look."""
@@ -308,6 +308,7 @@ class RedisQueue(Background):
         if self._refused or self._asking:
             self._round += 1
             self._refused.clear()
+            self._seen_empty = False
             self._signal()
 
     def _signal(self) -> None:

@@ -108,14 +108,10 @@ local function wake_one(set, most)
 end
 
 -- After a hand-over. What was put woke a taker for itself, so somebody comes for the rest; but not for what was put
--- when there were too many tokens, not for what was refused where it was asked about, and with labels it may have
--- been somebody of another kind.
-local function wake_for_the_rest(sets_waiting, rest, is_refused)
-  if rest >= MAX_TOKENS then
-    push_token('', MAX_TOKENS)
-  elseif (is_refused or #sets_waiting > 0) and redis.call('EXISTS', ring) == 1 then
-    push_token('', 1)
-  end
+-- when there were too many tokens, nor where the one who came refused it, or took something with labels instead.
+local function wake_for_the_rest(sets_waiting, rest, may_be_passed_over)
+  local most = rest >= MAX_TOKENS and MAX_TOKENS or may_be_passed_over and 1
+  if most and redis.call('EXISTS', ring) == 1 then push_token('', most) end
   for _, offers in ipairs(#sets_waiting > 0 and kinds_of_takers() or {}) do
     local offered = labels_in(offers)
     for _, set in ipairs(sets_waiting) do

@@ -19,6 +19,9 @@ MAX_KINDS: Final = 32
 KIND_KNOWN_SECONDS: Final = 60
 """How long takers are woken after their last look; several times as long as they wait to look again."""
 
+IN_FRONT, IN_TURN = "in front", "in turn"
+"""Where what was handed over goes back to: in front of everything, or only of what came later to its lane."""
+
 _RECLAIMED_AT_ONCE: Final = 20
 
 
@@ -69,7 +72,7 @@ local receipt, at = ARGV[3], now()
 local back_in = first[2] and math.max(0, tonumber(first[2]) - at) or -1
 for _, lapsed in ipairs(back_in == 0 and redis.call('ZRANGE', held, 0, RECLAIMED) or {}) do
   if tonumber(redis.call('ZSCORE', held, lapsed)) > at then break end
-  local set = put_back(lapsed, 'in front')
+  local set = put_back(lapsed, 'in turn')
   if set then
     depth = depth + 1
     wake_one(set, MAX_TOKENS)
@@ -86,7 +89,7 @@ end
 
 local function handed_over(value, rest)
   local id, lane, json = string.match(value, '^(%S+) (%S+) (.*)$')
-  return {1, id, lane, json, rest, tonumber(redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')[2]) - at}
+  return {1, id, lane, json, rest, math.max(0, tonumber(redis.call('ZRANGE', held, 0, 0, 'WITHSCORES')[2]) - at)}
 end
 local value_before = first[2] and redis.call('HGET', held_items, receipt)
 if value_before then return handed_over(value_before, depth) end
@@ -181,7 +184,7 @@ if rest > 0 then
   redis.call('ZADD', ring, 'XX', place, p)
   for _, set in ipairs(sets_waiting) do redis.call('ZADD', ring_of(set), 'XX', place, p) end
   redis.call('ZADD', lanes_of(p, set_of(lane)), 'XX', place_at_end(), lane)
-  wake_for_the_rest(sets_waiting, rest, is_refused or lanes_refused > 0)
+  wake_for_the_rest(sets_waiting, rest, is_refused or lanes_refused > 0 or ARGV[5] ~= '')
 end
 return handed_over(id .. ' ' .. value, rest)
 """.replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
@@ -198,9 +201,9 @@ return 0
 
 GIVE_BACK: Final = _script(
     """
--- ... receipts.
-for i = 3, #ARGV do
-  local set = put_back(ARGV[i], 'in front')
+-- ... IN_FRONT or IN_TURN, receipts.
+for i = 4, #ARGV do
+  local set = put_back(ARGV[i], ARGV[3])
   if set then wake_one(set, MAX_TOKENS) end
 end
 return 0
