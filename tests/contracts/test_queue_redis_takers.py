@@ -126,3 +126,16 @@ class TestTakersThatLeave:
         queue = await join()
         assert await take_all(queue, 4) == puts
         await all_done(redis_server)
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_about_is_known_to_those_who_queue_what_is_not(join: Join) -> None:
+    asking, other = await join(), await join()
+    puts = [item() for _ in range(3)]
+    for put in puts[:2]:
+        await asking.put(put)
+    async with anyio.create_task_group() as tasks:
+        await asked(asking, Slow(), tasks)
+        ids = [put.execution_id.encode() for put in puts]
+        assert await other.waiting(ids) == set(ids[:2])
+        tasks.cancel_scope.cancel()

@@ -204,9 +204,8 @@ class RedisQueue(Background):
         return QueueStats(int(depth), datetime.fromisoformat(oldest.decode()) if oldest else None)
 
     async def waiting(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Return those of these ids that wait here."""
-        found = await self._connection.command("HMGET", f"{self._connection.namespace}queue:items", *ids)
-        return {raw for raw, value in zip(ids, found, strict=True) if value is not None}
+        """Return those of these ids that are here, waiting or taken."""
+        return set(await self._run(scripts.WAITING, *ids))
 
     async def _choose(self, receipt: str, offered: str, refused: str) -> tuple[QueueItem, str, bool] | None:
         """Have what was refused put back and the next item handed over: it, its lane, and whether nothing waits now.

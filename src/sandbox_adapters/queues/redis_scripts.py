@@ -247,6 +247,16 @@ return {depth, oldest}
 """.replace("RECLAIMED", str(_RECLAIMED_AT_ONCE))
 )
 
+WAITING: Final = _script("""
+-- ... execution ids. Answers those that wait, or were handed over and may come back.
+local of_takers, found = {}, {}
+for _, value in ipairs(redis.call('HVALS', held_items)) do of_takers[string.match(value, '^(%S+) ')] = true end
+for i = 3, #ARGV do
+  if of_takers[ARGV[i]] or redis.call('HEXISTS', items, ARGV[i]) == 1 then found[#found + 1] = ARGV[i] end
+end
+return found
+""")
+
 PASS_ON: Final = _script(
     """
 -- ... offers. A token for takers that offer this, which came to one that has something to do already.
