@@ -14,11 +14,13 @@ from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.queues.local import LocalQueue
 from sandbox_adapters.queues.shared import SharedQueue
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
+from sandbox_adapters.stores.memory import MemoryStateStore
 from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import ClaimRefused
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId
 from sandbox_core.ports.queue import ExecutionQueue, QueueItem
+from sandbox_core.ports.store import StateStore
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import BOUND_SECONDS, MakeQueue, everyone
@@ -56,11 +58,12 @@ class Replicas:
         max_depth: int = 100,
         max_per_principal: int | None = None,
         offers: frozenset[str] | None = None,
+        known: StateStore | None = None,
     ) -> tuple[SharedQueue, RedisStateStore]:
         connection, store = await self.store()
         queue = SharedQueue(
             local=LocalQueue(max_depth=max_depth, max_per_principal=max_per_principal),
-            store=store,
+            store=known or store,
             connection=connection,
             clock=SystemClock(),
             lease_seconds=LEASE_SECONDS,
@@ -83,11 +86,19 @@ def item_of(execution: Execution) -> QueueItem:
     return QueueItem(execution.id, execution.principal, execution.session_id, execution.created_at, execution.labels)
 
 
+class KnowsAll(MemoryStateStore):
+    """Holds every execution asked for, pending: the contract's items are of none, and a round drops what never was."""
+
+    async def load(self, execution_id: ExecutionId) -> Execution:
+        return replace(pending(SystemClock()), id=execution_id)
+
+
 class TestSharedQueue(ExecutionQueueContract):
     @pytest.fixture
     def make_queue(self, replicas: Replicas) -> MakeQueue:
         async def make(*, max_depth: int = 100, max_per_principal: int | None = None) -> ExecutionQueue:
-            queue, _ = await replicas.queue(max_depth=max_depth, max_per_principal=max_per_principal)
+            known = KnowsAll(SystemClock())
+            queue, _ = await replicas.queue(max_depth=max_depth, max_per_principal=max_per_principal, known=known)
             return queue
 
         return make
