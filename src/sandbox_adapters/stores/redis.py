@@ -266,32 +266,35 @@ class RedisStateStore:
         away later.
         """
         async with self._wakes.watch(execution_id) as channel:
+            begun, looked, gives_up_at = False, False, 0.0
             # What was created or is written here is heard of without Redis; most of it ends before the moment is over.
             if (self._starts_here and execution_id in self._fresh) or self._log.writes(execution_id):
-                with suppress(TimeoutError):
+                try:
                     async with asyncio.timeout(_HERE_SECONDS):
                         while not _is_over(channel, after, until_terminal):
                             await channel.moved.wait()
                         return
-            await self._wakes.subscribe(execution_id, channel)
-            looked, gives_up_at = False, 0.0
+                except TimeoutError:
+                    begun = True
             while True:
-                # What a subscription tells of a running execution is enough; an ended one is looked at, as an access.
-                if channel.known is None or (channel.known[1].is_terminal and not looked):
-                    generation = channel.generation
-                    try:
+                try:
+                    await self._wakes.subscribe(execution_id, channel)
+                    # What a subscription tells of a running one is enough; an ended one is looked at, as an access.
+                    if channel.known is None or (channel.known[1].is_terminal and not looked):
+                        generation = channel.generation
                         seen = await self._look(execution_id)
-                    except StoreUnavailable:
-                        now = self._clock.monotonic()
-                        gives_up_at = gives_up_at or now + PATIENCE_SECONDS - self._wakes.away_seconds
-                        if not looked or now >= gives_up_at:
-                            raise
-                        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-                        continue
-                    looked, gives_up_at = True, 0.0
-                    if channel.generation != generation:
-                        continue  # news may have fallen between: look again
-                    channel.learn(*seen)
+                        looked = True
+                        if channel.generation != generation:
+                            continue  # news may have fallen between: look again
+                        channel.learn(*seen)
+                except StoreUnavailable:
+                    now = self._clock.monotonic()
+                    gives_up_at = gives_up_at or now + PATIENCE_SECONDS - self._wakes.away_seconds
+                    if not begun or now >= gives_up_at:
+                        raise
+                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                    continue
+                begun, gives_up_at = True, 0.0
                 if _is_over(channel, after, until_terminal):
                     return
                 moved = channel.moved

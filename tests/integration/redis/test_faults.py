@@ -169,6 +169,19 @@ async def test_a_waiter_outlasts_a_restart(own_redis: RedisServer) -> None:
                 await owner.append(claim.lease, [printed(CLOCK, b"a")])
 
 
+async def test_a_waiter_of_what_is_written_here_outlasts_a_restart_before_it_asks_redis(own_redis: RedisServer) -> None:
+    async with opened(own_redis) as store:
+        claim = await claimed(store)
+        with anyio.fail_after(_BOUND_SECONDS):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(store.wait, claim.lease.execution_id, after=0))
+                await anyio.wait_all_tasks_blocked()
+                own_redis.kill()
+                await anyio.sleep(2)
+                own_redis.start()
+                assert await store.append(claim.lease, [printed(CLOCK, b"a")]) == 1
+
+
 async def _ends_with_everything(sandbox: Sandbox, execution_id: ExecutionId) -> None:
     result = await sandbox.wait(execution_id)
     assert (result.status, result.exit_code) == (ExecutionStatus.COMPLETED, 3)
