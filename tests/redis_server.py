@@ -60,9 +60,9 @@ class RedisServer:
             kept = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
             command = ["redis-server", *where, *kept, *self._options]
         if docker_answers():
-            self._process = ContainerRedis(
-                command, [self.directory, *([self._sentinel.parent] if self._sentinel else [])]
-            )
+            # Its files are those of this machine: its own, and what the options name, as a key or a socket.
+            named = [word for word in [*self._options, str(self._sentinel or "")] if word.startswith("/")]
+            self._process = ContainerRedis(command, sorted({self.directory, *(Path(word).parent for word in named)}))
         else:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         _until(lambda: self._answers(), f"redis-server does not answer on port {self.port}")
