@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess  # noqa: TID251  # docker judges its own file
 from importlib.metadata import distribution
@@ -17,13 +19,17 @@ from tests.integration.replicas.harness import DEPLOY, need, nginx
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.anyio
-async def test_three_replicas_behind_nginx_answer_as_one(engine: Engine, tmp_path: Path) -> None:
+@pytest.fixture
+def redis(engine: Engine, tmp_path: Path) -> None:
     need("redis-server")
-    composed, built = services(), image()
-    redis = composed["redis"]
+    held = services()["redis"]
     where = ["--bind", "127.0.0.1", "--port", str(engine.redis_port), "--dir", str(tmp_path)]
-    engine.redis([*redis["command"], *where], redis["healthcheck"]["test"][1:], redis["environment"])
+    engine.redis([*held["command"], *where], held["healthcheck"]["test"][1:], held["environment"])
+
+
+@pytest.mark.anyio
+async def test_three_replicas_behind_nginx_answer_as_one(engine: Engine, redis: None, tmp_path: Path) -> None:
+    composed, built = services(), image()
     assert built.entrypoint == ["sandbox"]
     replicas = [
         engine.serve(built.arguments, built.variables | service["environment"])
@@ -48,13 +54,29 @@ async def test_three_replicas_behind_nginx_answer_as_one(engine: Engine, tmp_pat
     assert not any(PASSWORD in replica.log.read_text() for replica in replicas)
 
 
-def test_docker_takes_the_composition() -> None:
+@pytest.mark.anyio
+async def test_a_server_that_runs_nothing_and_a_worker(engine: Engine, redis: None) -> None:
+    fleet, built = services("workers.yaml"), image()
+    server, worker = fleet["replica1"], fleet["worker"]
+    base = services()["replica1"]["environment"]
+    served = engine.serve(server["command"], built.variables | base | server["environment"])
+    working = engine.serve(worker["command"], built.variables | worker["environment"], "SANDBOX_WORKER_PORT")
+    assert worker["environment"]["SANDBOX_WORKER_PORT"] == built.variables["SANDBOX_PORT"]
+    probe = [word.replace("8080", str(working.port)) for word in built.health]
+    assert engine.run(probe, {}).returncode == 0
+    async with connected(served.url, token=TOKEN) as client:
+        assert (await call(client, "execute_code", command="echo it runs"))["stdout"] == "it runs\n"
+    assert TOKEN not in json.dumps(worker)
+
+
+@pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "workers.yaml"]])
+def test_docker_takes_the_composition(files: list[str]) -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("does not apply: this machine has no docker compose")
     said = subprocess.run(
-        [docker, "compose", "-f", str(DEPLOY / "compose" / "compose.yaml"), "config", "--quiet"],
-        env={"REDIS_PASSWORD": PASSWORD, "SANDBOX_AUTH_TOKEN": TOKEN},
+        [docker, "compose", *(f"--file={DEPLOY / 'compose' / name}" for name in files), "config", "--quiet"],
+        env=os.environ | {"REDIS_PASSWORD": PASSWORD, "SANDBOX_AUTH_TOKEN": TOKEN},
         capture_output=True,
         text=True,
         check=False,

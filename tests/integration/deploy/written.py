@@ -146,13 +146,20 @@ def image() -> Image:
     )
 
 
-def services() -> dict[str, Any]:
-    """Return the services of compose.yaml, with its two variables filled in."""
+class _Compose(yaml.SafeLoader):
+    """YAML with the tag of compose files that replaces instead of adding."""
+
+
+_Compose.add_multi_constructor("!override", lambda loader, _, node: _constructed(loader, node))
+
+
+def services(name: str = "compose.yaml") -> dict[str, Any]:
+    """Return the services of a composition as they are written, with its two variables filled in."""
     given = {"REDIS_PASSWORD": PASSWORD, "SANDBOX_AUTH_TOKEN": TOKEN}
-    text = (DEPLOY / "compose" / "compose.yaml").read_text()
+    text = (DEPLOY / "compose" / name).read_text()
     filled = re.sub(r"\$\{([A-Z_]+):\?[^}]*\}", lambda found: given[found[1]], text)
     assert "${" not in filled
-    loaded = yaml.safe_load(filled)["services"]
+    loaded = yaml.load(filled, _Compose)["services"]  # a SafeLoader with one tag more
     assert isinstance(loaded, dict)
     return loaded
 
@@ -170,6 +177,13 @@ def containers(name: str) -> dict[str, Container]:
             (only,) = document["spec"]["template"]["spec"]["containers"]
             found[document["metadata"]["name"]] = Container(only, secrets or values)
     return found
+
+
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    assert isinstance(node, yaml.SequenceNode)
+    return loader.construct_sequence(node, deep=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
