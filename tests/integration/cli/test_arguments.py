@@ -116,7 +116,7 @@ def test_a_redis_url_that_is_none_is_refused_without_showing_its_password(
 
 
 def test_version_and_help(call: Call) -> None:
-    assert call("version") == (0, version("sandbox-mcp") + "\n", "")
+    assert call("version") == call("--version") == (0, version("sandbox-mcp") + "\n", "")
     for arguments in ([], ["--help"]):
         code, stdout, _ = call(*arguments)
         assert code == 0
