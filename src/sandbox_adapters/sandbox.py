@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import anyio
 
+from sandbox_adapters.availability import Availability
 from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
 from sandbox_adapters.heartbeat import Heartbeat, OwnBack
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 DEFAULT_RESULT_BYTES = 16 * 1024 * 1024
 """Output that `run` and `wait` bring at most, bytes; over the default cap of the policy, so all of it by default."""
 
-HEALTH_TIMEOUT_SECONDS = 2.0
 ABANDONED_RUN_SECONDS = 10.0
 """How long a cancelled `run` waits for its killed process to be gone."""
 
@@ -86,8 +86,7 @@ class Sandbox:
         self.messages = messages
         self.metrics = metrics
         self.principal = principal
-        self._store = store
-        self._queue = queue
+        self._availability = Availability(store, queue)
 
     def for_principal(self, principal: Principal) -> Sandbox:
         """Return the same sandbox as another caller sees it: own executions, own quota."""
@@ -259,22 +258,15 @@ class Sandbox:
 
     async def health(self) -> Health:
         """Return how this sandbox is; `unavailable` when the store does not answer within 2 s."""
-        queued, available = 0, False
-        with anyio.move_on_after(HEALTH_TIMEOUT_SECONDS):
-            try:
-                await self._store.ping()
-                queued = await self._queue.depth()
-                available = True
-            except InfrastructureError as error:
-                _log.warning("Health check failed", problem=str(error))
+        queued = await self._availability.depth()
         return Health(
-            status="unavailable" if not available else "draining" if self.service.draining else "ok",
+            status="unavailable" if queued is None else "draining" if self.service.draining else "ok",
             version=version("sandbox-mcp"),
             runner=self.runner.name,
             store=self.settings.state,
             queue=self.settings.queue_engine or "local",
             running=self.supervisor.running,
-            queued=queued,
+            queued=queued or 0,
             capacity=self.supervisor.capacity,
         )
 
