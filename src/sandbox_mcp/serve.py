@@ -8,6 +8,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
+from sandbox_adapters import event_loop
 from sandbox_adapters.auth_tokens import load_auth_tokens
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import Sandbox, open_sandbox
@@ -39,12 +40,12 @@ _log = get_logger(__name__)
 
 def serve_http(settings: Settings) -> None:
     """Run `run_http` in an event loop of its own."""
-    anyio.run(run_http, settings)
+    event_loop.run(run_http, settings)
 
 
 def serve_stdio(settings: Settings) -> None:
     """Run `run_stdio` in an event loop of its own."""
-    anyio.run(run_stdio, settings)
+    event_loop.run(run_stdio, settings)
 
 
 async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 from anyio.abc import TaskStatus
 
+from sandbox_adapters import event_loop
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import open_sandbox
 from sandbox_adapters.settings import MOST_QUEUED, Settings, SettingsError
@@ -30,7 +31,7 @@ def check_worker(settings: Settings) -> None:
 
 def work(settings: Settings) -> None:
     """Run `run_worker` in an event loop of its own."""
-    anyio.run(run_worker, settings)
+    event_loop.run(run_worker, settings)
 
 
 async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED) -> None:

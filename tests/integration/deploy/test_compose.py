@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from sandbox_adapters.limits import limits_in_force
+from sandbox_adapters.settings import Settings
 from tests.integration.deploy.written import PASSWORD, ROOT, TOKEN, Engine, image, services
 from tests.integration.mcp.harness import call, connected
 from tests.integration.replicas.harness import DEPLOY, need, nginx
 
 pytestmark = pytest.mark.integration
+
+_PROCESSES_OF_THE_SERVER = 256
+"""And threads: its workers', the launcher with its children that wait, spares, the probe of its health."""
 
 
 @pytest.fixture
@@ -67,6 +72,27 @@ async def test_a_server_that_runs_nothing_and_a_worker(engine: Engine, redis: No
     async with connected(served.url, token=TOKEN) as client:
         assert (await call(client, "execute_code", command="echo it runs"))["stdout"] == "it runs\n"
     assert TOKEN not in json.dumps(worker)
+
+
+def test_each_replica_is_a_user_of_its_own_and_so_are_the_workers() -> None:
+    users = [service["user"] for service in services().values() if service["image"] == "sandbox-mcp"]
+    users.append(services("workers.yaml")["worker"]["user"])
+    assert len(set(users)) == len(users) == 4
+    assert not any("0" in user.split(":") for user in users)
+
+
+def test_fork_bombs_in_every_place_leave_the_server_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [service for service in services().values() if service["image"] == "sandbox-mcp"]
+    pids_limit = min(service["pids_limit"] for service in runs)
+    for service in (*runs, services("workers.yaml")["worker"]):
+        with monkeypatch.context() as given:
+            for name, value in service["environment"].items():
+                given.setenv(name, value)
+            settings = Settings()
+        most = limits_in_force(settings, lambda _: ()).ceiling.resource_limits.max_processes
+        assert most is not None
+        # A program's own, the sandbox's pid 1 that its limit counts too, and bwrap.
+        assert pids_limit >= settings.max_concurrent * (most + 2) + _PROCESSES_OF_THE_SERVER
 
 
 @pytest.mark.parametrize("files", [["compose.yaml"], ["compose.yaml", "workers.yaml"]])

@@ -16,7 +16,7 @@ class Answers:
         poll: of the loop, which calls `flush` when the channel is ready.
     """
 
-    def __init__(self, channel: socket.socket, poll: select.epoll) -> None:
+    def __init__(self, channel: socket.socket, poll: select.poll) -> None:
         self._channel = channel
         self._poll = poll
         self._unsent: list[bytes] = []
@@ -36,11 +36,11 @@ class Answers:
             try:
                 self._channel.send(self._unsent[0])
             except BlockingIOError:
-                self._poll.modify(self._channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                self._poll.modify(self._channel.fileno(), select.POLLIN | select.POLLOUT)
                 return
             except OSError:
                 self._unsent.clear()
                 return
             del self._unsent[0]
             if not self._unsent:
-                self._poll.modify(self._channel.fileno(), select.EPOLLIN)
+                self._poll.modify(self._channel.fileno(), select.POLLIN)

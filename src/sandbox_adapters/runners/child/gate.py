@@ -17,7 +17,7 @@ class Gate:
         poll: of the loop, which calls `happened` for the descriptors that are registered here.
     """
 
-    def __init__(self, poll: select.epoll) -> None:
+    def __init__(self, poll: select.poll) -> None:
         self._poll = poll
         self._held: dict[int, Job] = {}
         self._by_helper: dict[int, Job] = {}
@@ -30,7 +30,7 @@ class Gate:
     def hold(self, job: Job) -> None:
         """Watch for its pid 1."""
         self._held[job.status_fd] = job
-        self._poll.register(job.status_fd, select.EPOLLIN)
+        self._poll.register(job.status_fd, select.POLLIN)
 
     def happened(self, status_fd: int) -> None:
         """Once pid 1 exists, prepare its sandbox, and let bwrap go on to the command."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import math
 import os
 import resource
 import select
@@ -64,15 +65,15 @@ class Launcher:
         self._by_outer: dict[int, Job] = {}
         self._reaped_early: dict[int, resource.struct_rusage] = {}
         self._cpu = CpuWatch()
-        self._poll = select.epoll()
+        self._poll = select.poll()  # epoll's watches are counted for each user, whose executions could take all
         self._gate = Gate(self._poll)
         self._answers = Answers(channel, self._poll)
         self._ready = ReadyChildren(ready_children, leaves, self._settings, self._poll)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._wake = wake_read
-        self._poll.register(channel.fileno(), select.EPOLLIN)
-        self._poll.register(wake_read, select.EPOLLIN)
+        self._poll.register(channel.fileno(), select.POLLIN)
+        self._poll.register(wake_read, select.POLLIN)
 
     def serve(self) -> None:
         """Work until the server closes its end of the channel."""
@@ -81,7 +82,8 @@ class Launcher:
             has_chores = not self._ready.attaching and (self._ready.lacking or self._leaves.discarded)
             quiet = _QUIET_SECONDS if self._ready or not self._ready.lacking else _SHORTLY_SECONDS
             patience = _POLL_PAYLOAD_SECONDS if wanted else quiet if has_chores else -1
-            happened = self._poll.poll(self._cpu.sooner(patience))
+            seconds = self._cpu.sooner(patience)
+            happened = self._poll.poll(None if seconds < 0 else math.ceil(seconds * 1000))
             if has_chores and not happened:
                 self._leaves.tidy()
                 if self._ready.lacking:

@@ -24,7 +24,7 @@ class ReadyChildren:
     `poll` is told which descriptors to watch; `attached` wants to hear of them, `ended` of every reaped process.
     """
 
-    def __init__(self, wanted: int, leaves: Leaves, settings: Settings, poll: select.epoll) -> None:
+    def __init__(self, wanted: int, leaves: Leaves, settings: Settings, poll: select.poll) -> None:
         self._wanted = wanted
         self._leaves = leaves
         self._settings = settings
@@ -65,7 +65,7 @@ class ReadyChildren:
             return
         self._waiting[child.pid] = child
         self._attaching[child.channel.fileno()] = child
-        self._poll.register(child.channel.fileno(), select.EPOLLIN)
+        self._poll.register(child.channel.fileno(), select.POLLIN)
 
     def attached(self, descriptor: int) -> bool:
         """Take note that one says something; False when the descriptor is none of theirs."""
