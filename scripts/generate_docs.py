@@ -85,7 +85,7 @@ def tools() -> str:
         parts += heading if properties else ["No arguments."]
         for name, schema in properties.items():
             default = "required" if name in required else _json_default(schema)
-            parts.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(schema.get('description', ''))} |")
+            parts.append(f"| `{name}` | {_type(schema)} | {default} | {_cell(_meaning(schema))} |")
         results = ", ".join(f"`{name}`" for name in tool["output"].get("properties", {}))
         parts += ["", f"Result: {results}.", ""]
     return "\n".join(parts).rstrip()
@@ -142,6 +142,11 @@ def _type(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
     return str(schema.get("type", "object"))
+
+
+def _meaning(schema: Mapping[str, Any]) -> str:
+    """Return the description, or those of the types that it may have, joined."""
+    return " ".join(part.get("description", "") for part in (schema, *schema.get("anyOf", ()))).strip()
 
 
 def _cell(text: str) -> str:

@@ -203,9 +203,12 @@ def _camel(name: str) -> str:
 
 
 def _field_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Drop titles, defaults and the null branch: leaving a field out says the same in fewer words."""
+    """Drop titles, defaults and the null branch: leaving a field out says the same in fewer words.
+
+    Bounds are inclusive: models' interfaces that take a subset of JSON schema refuse `exclusiveMinimum`.
+    """
     kind: dict[str, Any] = next((option for option in schema.get("anyOf", []) if option["type"] != "null"), schema)
     described = {key: value for key, value in kind.items() if key not in {"title", "default"}}
     if described["type"] in {"integer", "number"}:
-        described["exclusiveMinimum"] = 0
+        described["minimum"] = 1 if described["type"] == "integer" else 0
     return {**described, "description": _DESCRIPTIONS[name]}

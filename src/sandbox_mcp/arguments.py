@@ -62,7 +62,11 @@ WithEvents = Annotated[Flag, Field(description="Also return the output as events
 
 
 class Arguments(BaseModel):
-    """Base of all: unknown names are refused."""
+    """Base of all: unknown names are refused.
+
+    An argument that takes one of two types has a description in each of them, not beside them: some models'
+    interfaces refuse a schema that has anything beside `anyOf`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -70,10 +74,10 @@ class Arguments(BaseModel):
 class ExecuteAsyncArguments(Arguments):
     """execute_code_async: start and return at once."""
 
-    command: Annotated[
-        Text | Annotated[list[Text], Field(min_length=1)],
-        Field(description=f"Shell text, or a list of program and arguments (no shell). At most {MAX_COMMAND_BYTES} B."),
-    ]
+    command: (
+        Annotated[Text, Field(description=f"Shell text, at most {MAX_COMMAND_BYTES} B.")]
+        | Annotated[list[Text], Field(min_length=1, description="Or a program and its arguments, without a shell.")]
+    )
     timeout_seconds: Annotated[
         Seconds | None,
         Field(gt=0, le=LARGEST_LIMIT, description="End the program after so long, seconds."),
@@ -165,10 +169,14 @@ class StatusArguments(Arguments):
 class ListArguments(Arguments):
     """list_executions: filters and paging."""
 
-    status: Annotated[
-        ExecutionStatus | Annotated[list[ExecutionStatus], Field(min_length=1, max_length=len(ExecutionStatus))] | None,
-        Field(description="Only these statuses."),
-    ] = None
+    status: (
+        Annotated[ExecutionStatus, Field(description="Only this status.")]
+        | Annotated[
+            list[ExecutionStatus],
+            Field(min_length=1, max_length=len(ExecutionStatus), description="Or only these statuses."),
+        ]
+        | None
+    ) = None
     session_id: SessionText | None = None
     limit: Annotated[
         int, Field(strict=True, ge=1, le=LARGEST_PAGE, description="Most entries in the reply."), WHOLE_FLOAT

@@ -39,7 +39,10 @@ def parse_arguments(model: type[ArgumentsT], given: Mapping[str, Any] | None) ->
 
 
 def input_schema(model: type[Arguments], *, defaults: Mapping[str, Any], maxima: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the published JSON schema of a tool's arguments: no titles, no null branches.
+    """Return the published JSON schema of a tool's arguments: no titles, no null branches, only inclusive bounds.
+
+    It keeps to the subset of JSON schema that the interfaces of models take; what they refuse is refused before the
+    first call, with all tools of the agent. So a bound of numbers may be looser here than `parse_arguments`.
 
     Args:
         defaults: defaults that the operator's settings decide, by argument.
@@ -123,6 +126,8 @@ def _plain(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
                 plain["anyOf"] = branches
         elif key in {"items", "additionalProperties"} and isinstance(item, Mapping):
             plain[key] = _plain(item, definitions)
+        elif key == "exclusiveMinimum":
+            plain["minimum"] = item
         else:
             plain[key] = item
     return plain
