@@ -138,6 +138,24 @@ def test_the_image_has_what_the_package_and_every_extra_need() -> None:
         assert f"\n{Requirement(text).name}==" in pinned, text
 
 
+def test_one_container_is_given_what_a_replica_is() -> None:
+    given = services()["replica1"]
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    command = text[text.index("docker run ") : text.index(" sandbox-mcp\n```", text.index("docker run "))]
+    said = command.replace("\\\n", " ").split()
+    options = [
+        *(["--security-opt", option] for option in given["security_opt"]),
+        *(["--cap-drop", capability] for capability in given["cap_drop"]),
+        *(["--tmpfs", mount] for mount in given["tmpfs"]),
+        ["--memory", given["mem_limit"]],
+        ["--pids-limit", str(given["pids_limit"])],
+    ]
+    assert "--read-only" in said
+    assert given["read_only"] is True
+    for name, value in options:
+        assert [name, value] in [said[at : at + 2] for at in range(len(said))]
+
+
 def files(directory: Path) -> set[str]:
     return {
         str(path.relative_to(directory))
