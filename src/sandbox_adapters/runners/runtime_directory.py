@@ -62,6 +62,16 @@ def shown_directories(etc: Path) -> list[str]:
     return [f"/etc/{name}" for name in _ETC_SHOWN if (etc / name).is_dir()]
 
 
+class NoPlace(OSError):
+    """There is no directory to put the runtime directory in; `lacks` says why, path -> reason."""
+
+    def __init__(self, lacks: Mapping[str, str], *, reachable: bool) -> None:
+        found = ", ".join(f"{place} is {lack}" for place, lack in lacks.items())
+        whose = "every user" if reachable else "we"
+        super().__init__(f"no directory for temporary files that {whose} can execute from: {found}")
+        self.lacks = dict(lacks)
+
+
 class RuntimeDirectory:
     """One locked directory. `close` unlocks it; removing it is the launcher's work, or `close`'s when it is gone."""
 
@@ -77,15 +87,15 @@ class RuntimeDirectory:
             reachable: every user must be able to read what is in it, for a server that is root.
             base: where to make it; None: the first usable one of the usual temporary directories.
 
-        Raises OSError when there is no usable place.
+        Raises NoPlace when there is no usable one, OSError.
         """
+        lacks: dict[str, str] = {}
         for place in (base,) if base is not None else _places():
-            if _usable(place, reachable=reachable):
+            if not (lack := _lack(place, reachable=reachable)):
                 break
+            lacks[place] = lack
         else:
-            raise OSError(
-                f"no directory for temporary files that {'every user' if reachable else 'we'} can execute from"
-            )
+            raise NoPlace(lacks, reachable=reachable)
         sweep(place)
         while True:
             path = tempfile.mkdtemp(prefix=PREFIX, dir=place)
@@ -173,16 +183,24 @@ def reachable_by_everyone(path: Path) -> bool:
 
 
 def _places() -> list[str]:
-    return list(dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", "/run")))  # noqa: S108 - mkdtemp below them
-
-
-def _usable(place: str, *, reachable: bool) -> bool:
+    usual = ["/tmp", "/var/tmp", "/run"]  # noqa: S108 - mkdtemp below them
     try:
-        if os.statvfs(place).f_flag & os.ST_NOEXEC or not os.access(place, os.W_OK | os.X_OK):
-            return False
-        return not reachable or reachable_by_everyone(Path(place))
-    except OSError:
-        return False
+        return list(dict.fromkeys([tempfile.gettempdir(), *usual]))
+    except FileNotFoundError:
+        return usual  # it can write to none of them; who looks at each can say why
+
+
+def _lack(place: str, *, reachable: bool) -> str:
+    """Return why a directory is of no use; empty when it is."""
+    try:
+        flags = os.statvfs(place).f_flag
+        if flags & os.ST_NOEXEC:
+            return "mounted noexec"
+        if not os.access(place, os.W_OK | os.X_OK):
+            return "read-only" if flags & os.ST_RDONLY else "not writable"
+        return "" if not reachable or reachable_by_everyone(Path(place)) else "not for every user"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _is_at(descriptor: int, path: str) -> bool:

@@ -41,6 +41,10 @@ def _yama() -> bool:
         return False
 
 
+def _no_new_privs() -> bool:
+    return "\nNoNewPrivs:\t1" in Path("/proc/self/status").read_text()
+
+
 def _skip_without_root(server: Server) -> None:
     if not server.roots:
         pytest.skip("does not apply: only root can prepare what it is after")
@@ -65,6 +69,8 @@ def test_it_gets_through_without_its_control(server: Server, case: Case) -> None
         pytest.skip(f"does not apply: {case.why_not}")
     if case.machine and not server.verdict(off(case, [BARE]), case.attack)[0]:
         pytest.skip("does not apply: this machine has nothing of the kind, without any sandbox either")
+    if case.bare and _no_new_privs():
+        pytest.skip("does not apply: here nothing has a way to new privileges, without any sandbox either")
     if case.tracing and _yama():
         pytest.skip("does not apply: this kernel lets nobody but descendants be traced")
     sets = gone(case, root=server.root)

@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from examples.serving import is_gone
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.bubblewrap_candidates import candidates
 from sandbox_adapters.runners.child.kernel import children
@@ -179,7 +180,8 @@ async def _kill_both(token: str, *without: Control) -> None:
         pause(launcher)
         server.kill()
         os.kill(launcher, signal.SIGKILL)
-    await _until(lambda: not Path(f"/proc/{launcher}").exists())
+    # In a container nobody may reap it.
+    await _until(lambda: is_gone(launcher))
 
 
 async def _until(happened: Callable[[], bool]) -> None:

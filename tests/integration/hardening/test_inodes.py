@@ -58,7 +58,7 @@ async def test_without_the_bound_they_can_be_made(without_cgroups: BubblewrapRun
 async def test_the_record_says_what_bounds_them(without_cgroups: BubblewrapRunner) -> None:
     both = ExecutionPolicy(resource_limits=ResourceLimits(workspace_mb=2, max_memory_mb=100))
     async with without_cgroups.start(launch_of(Command(argv=("true",)), both)) as process:
-        assert f"{2 * INODES_FOR_EACH_MIB} files in each" in process.isolation.limits["workspace_mb"]
+        assert f"{INODES_FOR_EACH_MIB} files for each MiB of it" in process.isolation.limits["workspace_mb"]
     async with BubblewrapRunner() as runner:
         if not runner._walls.bounds_memory:
             pytest.skip("NO MEMORY CONTROLLER HERE: that it bounds files is not shown")
