@@ -32,7 +32,7 @@ from sandbox_adapters.runners.child.tree_scan import (
 )
 from sandbox_adapters.runners.git_config import paths_of_config
 from sandbox_adapters.runners.grant_steps import access_at, steps_of
-from sandbox_adapters.runners.grants import DENY_WRITE, Access, Grants, Region, host_path
+from sandbox_adapters.runners.grants import DENY_WRITE, NO_OPENAT2, Access, Grants, Region, host_path
 from sandbox_core.domain.errors import PolicyRefused, PolicyViolation
 from sandbox_core.domain.policy import path_within
 
@@ -359,6 +359,6 @@ def _mount_points() -> Iterator[str]:
 def _reason(error: OSError) -> str:
     known = {
         errno.ELOOP: "a part of it is a symbolic link; name the real path",
-        errno.ENOSYS: "this kernel has no openat2, which came with 5.6",
+        errno.ENOSYS: NO_OPENAT2,
     }
     return known.get(error.errno or 0, error.strerror or repr(error))

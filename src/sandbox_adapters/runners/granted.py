@@ -14,9 +14,20 @@ from anyio import to_thread
 
 from sandbox_adapters.runners.child import grant_check
 from sandbox_adapters.runners.child.grant_check import Offence
+from sandbox_adapters.runners.child.mount_calls import can_open_paths
 from sandbox_adapters.runners.grant_neighbours import Neighbours
 from sandbox_adapters.runners.grant_plan import Plan, make_plan
-from sandbox_adapters.runners.grants import PRIVATE, Access, Grants, grant_violations, on_host, resolve_grants
+from sandbox_adapters.runners.grants import (
+    ALLOW_READ,
+    ALLOW_WRITE,
+    NO_OPENAT2,
+    PRIVATE,
+    Access,
+    Grants,
+    grant_violations,
+    on_host,
+    resolve_grants,
+)
 from sandbox_core.domain.denial import Denial, DenialKind, bounded
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation
 from sandbox_core.domain.isolation import Isolation
@@ -57,9 +68,14 @@ class Granter:
         self._operator = operator
 
     def violations(self, policy: FilesystemPolicy) -> list[PolicyViolation]:
-        """Return the grants that no sandbox can have, without looking at the host."""
+        """Return the grants that no sandbox can have, without looking at the host's files."""
         if not self.asked(policy):
             return []
+        if not can_open_paths():
+            asked = [(ALLOW_READ, path) for path in policy.allow_read] + [
+                (ALLOW_WRITE, path) for path in policy.allow_write
+            ]
+            return [PolicyViolation(field, path, "no path of the host", NO_OPENAT2) for field, path in asked]
         return grant_violations(policy, taken=self._taken, visible=self._visible, operator=self._operator)
 
     def asked(self, policy: FilesystemPolicy) -> bool:

@@ -26,6 +26,11 @@ ALLOW_READ, ALLOW_WRITE = "filesystem.allow_read", "filesystem.allow_write"
 DENY_READ, DENY_WRITE = "filesystem.deny_read", "filesystem.deny_write"
 """Fields of a policy."""
 
+NO_OPENAT2 = (
+    "there is no openat2 here: Linux has it since 5.6, systemd's RestrictSUIDSGID= and DynamicUser= take it away"
+)
+"""Why no path of the host can be granted where `can_open_paths` says so."""
+
 
 class Access(IntEnum):
     """What a command may do with a region."""

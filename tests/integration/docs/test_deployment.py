@@ -21,7 +21,7 @@ from tests.redis_server import RedisServer
 pytestmark = pytest.mark.integration
 
 DOCUMENT = "docs/deployment.md"
-FILE = "file: deploy/nginx/round-robin.conf"
+FILES = {"file: deploy/nginx/round-robin.conf", "file: deploy/systemd/install.sh"}
 SECONDS = 60
 COMMANDS = {"single", "redis", "redis tuned", "instance 1", "instance 2", "instance 3", "front", "worker"}
 STEPS = {"start through 1", "read through 2", "look", "logs", "run there"}
@@ -98,11 +98,12 @@ def walk(tmp_path: Path, redis_server: RedisServer, environment: dict[str, str])
 
 def test_every_snippet_is_marked_and_so_tested() -> None:
     marked = {item.marker for item in blocks(DOCUMENT) if item.language not in ("", "mermaid")}  # but diagrams
-    assert marked == {f"test: {name}" for name in COMMANDS | STEPS} | {FILE}
+    assert marked == {f"test: {name}" for name in COMMANDS | STEPS} | FILES
 
 
-def test_the_configuration_shown_is_the_file_that_is_tested() -> None:
-    assert block(DOCUMENT, FILE) == (ROOT / FILE.removeprefix("file: ")).read_text(encoding="utf-8")
+@pytest.mark.parametrize("shown", sorted(FILES))
+def test_what_is_shown_is_the_file_that_is_tested(shown: str) -> None:
+    assert block(DOCUMENT, shown) == (ROOT / shown.removeprefix("file: ")).read_text(encoding="utf-8")
 
 
 def test_every_link_and_path_leads_somewhere() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess  # noqa: TID251  # systemd judges its own unit
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from sandbox_adapters.settings import Settings, variable_name
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
-UNIT = DEPLOY / "systemd" / "sandbox@.service"
 VARIABLES = frozenset(variable_name(field) for field in Settings.model_fields)
 KILL_GRACE_SECONDS = float(Settings.model_fields["kill_grace_seconds"].default)
 
@@ -95,9 +91,9 @@ def test_every_variable_is_a_setting() -> None:
     set_in_pods = {entry["name"] for entry in container(manifest("Deployment"))["env"]}
     set_in_services = {name for service in replicas() for name in service["environment"]}
     set_in_image = set(re.findall(r"\b((?:SANDBOX|REDIS)_[A-Z_]+)=", (COMPOSE / "Dockerfile").read_text()))
-    unit = UNIT.read_text() + (DEPLOY / "systemd" / "sandbox.env.example").read_text()
-    set_in_unit = set(re.findall(r"\b((?:SANDBOX|REDIS)_[A-Z_]+)=", unit))
-    for found in (set_in_pods, set_in_services, set_in_image, set_in_unit):
+    units = "".join(path.read_text() for path in (DEPLOY / "systemd").iterdir())
+    set_in_units = set(re.findall(r"\b((?:SANDBOX|REDIS)_[A-Z_]+)=", units))
+    for found in (set_in_pods, set_in_services, set_in_image, set_in_units):
         assert found
         assert found <= VARIABLES
     named = {name for path in DEPLOY.rglob("*") if path.is_file() for name in _variables_named_in(path.read_text())}
@@ -113,12 +109,6 @@ def test_each_gives_the_server_time_to_drain() -> None:
     for service in replicas():
         drain = float(service["environment"]["SANDBOX_DRAIN_GRACE_SECONDS"])
         assert float(service["stop_grace_period"].removesuffix("s")) > drain + 2 * KILL_GRACE_SECONDS
-    unit = UNIT.read_text()
-    stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
-    grace = re.search(r"SANDBOX_DRAIN_GRACE_SECONDS=(\d+)", unit)
-    assert stop is not None
-    assert grace is not None
-    assert float(stop[1]) > float(grace[1]) + 2 * KILL_GRACE_SECONDS
 
 
 def test_the_composition_has_three_replicas_behind_its_nginx() -> None:
@@ -150,31 +140,6 @@ def test_the_image_is_made_of_files_that_exist_and_runs_unprivileged() -> None:
     last_stage = text.rsplit("FROM ", 1)[1]
     assert re.search(r"^USER [1-9]\d*", last_stage, re.MULTILINE)
     assert 'ENTRYPOINT ["sandbox"]' in last_stage
-
-
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("does not apply: this machine has no systemd")
-    program = Path(sys.executable).with_name("sandbox")
-    unit = tmp_path / "sandbox@8080.service"
-    text = UNIT.read_text().replace("/opt/sandbox/bin/sandbox", str(program))
-    told = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True).stdout
-    if int(told.split()[1].split(".")[0]) < 254:  # it ignores what it does not know, and says so
-        text = re.sub(r"^DelegateSubgroup=.*\n", "", text, flags=re.MULTILINE)
-    unit.write_text(text)
-    said = subprocess.run(
-        ["systemd-analyze", "verify", "--recursive-errors=no", str(unit)], capture_output=True, text=True, check=False
-    )
-    ours = [line for line in (said.stdout + said.stderr).splitlines() if unit.name in line or str(unit) in line]
-    assert ours == []
-    assert said.returncode == 0, said.stderr
-
-
-def test_the_unit_s_server_is_below_the_group_that_it_was_delegated() -> None:
-    """In version 2 a group with processes in it cannot give controllers to others: cgroups(7)."""
-    unit = UNIT.read_text()
-    assert re.search(r"^Delegate=memory pids cpu$", unit, re.MULTILINE)
-    assert re.search(r"^DelegateSubgroup=\w+$", unit, re.MULTILINE)
 
 
 def _variables_named_in(text: str) -> set[str]:

@@ -7,6 +7,7 @@ unshare(2), user_namespaces(7).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -44,6 +45,15 @@ def open_path(path: str, *, below: int = _AT_FDCWD, flags: int = os.O_PATH, reso
         resolve |= RESOLVE_BENEATH
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
     return _call(_OPENAT2, ctypes.c_int(below), os.fsencode(path), ctypes.c_char_p(how), ctypes.c_size_t(len(how)))
+
+
+def can_open_paths() -> bool:
+    """False where nobody can `open_path`: before Linux 5.6, or under a filter that takes openat2(2) away."""
+    try:
+        os.close(open_path("/"))
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True
 
 
 def clone_mount(descriptor: int) -> int:
