@@ -39,6 +39,12 @@ from sandbox_mcp.watching import WatchPlaces
 SERVER_NAME: Final = "sandbox"
 LARGEST_EVENT_BYTES: Final = 1_000_000
 """What an answer that goes out as an event may have: SDK clients refuse events over 1 MiB."""
+LARGEST_LINE_BYTES: Final = 8_000_000
+"""What an answer over stdio may have: clients with the TypeScript SDK end the connection at a line over 10 MiB."""
+_LARGEST_GROWTH: Final = 18
+"""Bytes of an answer for one of output at most: a control character as text, in its stream and in its event."""
+_EVENT_BYTES: Final = 256
+"""What an event adds at most beside its output."""
 
 _CATALOGUE_TTL_MS: Final = 3_600_000
 
@@ -171,22 +177,29 @@ class SandboxServer:
 
     async def _reply(self, tool: str, caller: Caller, view: View, wishes: Wishes) -> ToolResult:
         """Return the result, with less output where its way to the client has not room for all."""
-        if caller.exchange is None or not isinstance(view, ExecutionView) or not caller.exchange.streaming:
-            return self._replies.reply(tool, view, wishes)
-        return await self._fitting_an_event(tool, caller, view, wishes)
+        if isinstance(view, ExecutionView):
+            if caller.exchange is None:
+                shown = _EVENT_BYTES * (len(view.head) + len(view.tail))
+                if _LARGEST_GROWTH * view.output_bytes + shown > LARGEST_LINE_BYTES:
+                    return await self._fitting(tool, caller, view, wishes, LARGEST_LINE_BYTES)
+            elif caller.exchange.streaming:
+                return await self._fitting(tool, caller, view, wishes, LARGEST_EVENT_BYTES)
+        return self._replies.reply(tool, view, wishes)
 
     async def _task_result(self, principal: Principal, execution_id: ExecutionId) -> ToolResult:
         caller = Caller(principal)
         view = await self._tools.ends(caller, execution_id, self._default_bytes)
-        return await self._fitting_an_event("execute_code", caller, view, self._default_wishes)
+        return await self._fitting("execute_code", caller, view, self._default_wishes, LARGEST_EVENT_BYTES)
 
-    async def _fitting_an_event(self, tool: str, caller: Caller, view: ExecutionView, wishes: Wishes) -> ToolResult:
+    async def _fitting(
+        self, tool: str, caller: Caller, view: ExecutionView, wishes: Wishes, largest_bytes: int
+    ) -> ToolResult:
         result = self._replies.reply(tool, view, wishes)
         while view.output_bytes > 1:
             size = len(json.dumps(result))
-            if size <= LARGEST_EVENT_BYTES:
+            if size <= largest_bytes:
                 break
-            room = int(view.output_bytes * LARGEST_EVENT_BYTES / size * 0.9)
+            room = int(view.output_bytes * largest_bytes / size * 0.9)
             view = await self._tools.shrink(caller, view, max(1, room))
             result = self._replies.reply(tool, view, wishes)
         return result

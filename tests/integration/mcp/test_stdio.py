@@ -31,6 +31,8 @@ from tests.integration.mcp.harness import (
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 COMMAND = [sandbox_program(), "serve", "--transport", "stdio"]
+LONGEST_LINE_READ = 10 << 20
+"""A client with the TypeScript SDK ends the connection at a longer line."""
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -40,6 +42,18 @@ async def test_tools_work_over_stdio(tmp_path: Path, mode: str) -> None:
         assert (await call(client, "execute_code", command="echo over stdio"))["stdout"] == "over stdio\n"
         big = await call(client, "execute_code", command="seq 1 200000", max_bytes=8 << 20)
         assert big["stdout"].endswith("\n200000\n")
+
+
+def test_an_answer_is_no_longer_than_clients_read(tmp_path: Path) -> None:
+    asked = {"command": "seq 1 1000000; printf '%0900000d' 0 | tr 0 '\\001'", "max_bytes": 8 << 20}
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="15") as process:
+        out, err = process.communicate(messages(tool_request("execute_code", asked)), timeout=PATIENCE_SECONDS)
+    (line,) = out.splitlines()
+    assert 4 << 20 < len(line) < LONGEST_LINE_READ, err
+    reply = json.loads(line)["result"]["structuredContent"]
+    assert reply["stdout"].startswith("1\n2\n")
+    assert reply["stdout"].endswith("\1")
+    assert reply["truncation"]["omitted_bytes"] > 1 << 20
 
 
 def start(tmp_path: Path, **variables: str) -> subprocess.Popen[bytes]:
