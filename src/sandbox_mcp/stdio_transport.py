@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import anyio
 import mcp_types as types
@@ -30,14 +31,15 @@ async def stdio_transport(*, max_line_bytes: int, answer_seconds: float) -> Asyn
 
     Args:
         max_line_bytes: longest message; a longer one is answered as malformed.
-        answer_seconds: how long, after the end of input, calls may take until they are answered.
+        answer_seconds: how long, after the end of input, calls may take until they are answered; not waited for when
+            nobody can read an answer any more.
     """
     with _claimed_descriptors() as (source, sink):
         to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
         calls = _OpenCalls()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_read, source, to_server, calls, max_line_bytes, answer_seconds)
+            tasks.start_soon(_read, source, to_server, calls, max_line_bytes, answer_seconds, sink)
             tasks.start_soon(_write, sink, from_server, calls)
             yield incoming, outgoing
             await outgoing.aclose()
@@ -83,6 +85,7 @@ async def _read(
     calls: _OpenCalls,
     max_line_bytes: int,
     answer_seconds: float,
+    sink: int,
 ) -> None:
     rest = b""
     too_long = False
@@ -102,9 +105,33 @@ async def _read(
             if rest.strip() and not too_long:
                 await to_server.send(_parsed(rest, calls))
             with anyio.move_on_after(answer_seconds):
-                await calls.wait_answered()
+                await _wait_answered(calls, sink)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             return  # the server has stopped reading, so it is ending
+
+
+async def _wait_answered(calls: _OpenCalls, sink: int) -> None:
+    """Return when all calls are answered, or the other end of `sink` is gone, as that of a killed client is."""
+    async with anyio.create_task_group() as tasks:
+
+        async def until_unread() -> None:
+            # The event loop reports an error or a hang-up (poll(2)) to who waits for something to read. A socket that
+            # is input as well is readable for ever now that the input has ended: that alone says nothing.
+            with suppress(PermissionError):
+                await anyio.wait_readable(sink)
+                if _is_unread(sink):
+                    tasks.cancel_scope.cancel()
+
+        tasks.start_soon(until_unread)
+        await calls.wait_answered()
+        tasks.cancel_scope.cancel()
+
+
+def _is_unread(sink: int) -> bool:
+    """True when nobody has the other end: POLLERR of a pipe, POLLHUP of a socket."""
+    state = select.poll()
+    state.register(sink, 0)
+    return bool(state.poll(0))
 
 
 def _parsed(line: bytes, calls: _OpenCalls) -> SessionMessage | Exception:

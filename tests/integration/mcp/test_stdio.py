@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess  # noqa: TID251  # the server under test is a program
 import uuid
 from pathlib import Path
@@ -93,6 +94,41 @@ def test_end_of_input_ends_what_was_started(tmp_path: Path) -> None:
         process.stdin.close()
         assert process.wait(timeout=PATIENCE_SECONDS) == 0
     assert processes_with(mark) == []
+
+
+def test_a_client_that_is_killed_during_a_call_is_not_waited_for(tmp_path: Path) -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(messages(tool_request("execute_code", {"command": ["sh", "-c", "sleep 60; true", mark]})))
+        process.stdin.flush()
+        eventually(lambda: processes_with(mark), "it runs")
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert processes_with(mark) == []
+
+
+def test_a_client_that_ends_only_its_half_of_a_socket_is_answered(tmp_path: Path) -> None:
+    asked = tool_request("execute_code", {"command": "sleep 0.5; echo answered"}, request_id=9)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            COMMAND,
+            env=environment(SANDBOX_DRAIN_GRACE_SECONDS="15"),
+            cwd=tmp_path,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+        )
+        theirs.close()
+        ours.settimeout(PATIENCE_SECONDS)
+        ours.sendall(messages(asked))
+        ours.shutdown(socket.SHUT_WR)
+        with ours.makefile("rb") as answers:
+            (line,) = answers.read().splitlines()
+        assert process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert json.loads(line)["result"]["structuredContent"]["stdout"] == "answered\n"
 
 
 def test_signal_ends_a_server_whose_client_is_silent(tmp_path: Path) -> None:
