@@ -134,7 +134,7 @@ class Settings(
     )
     log_file: str = Field(
         default="sandbox_server.log",
-        description="Log file of `sandbox serve`: 10 MB, 7 days, compressed. Empty: none.",
+        description="Log file of `sandbox serve`: 10 MB, 7 days, compressed. Empty, or not named over stdio: none.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO",

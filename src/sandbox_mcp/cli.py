@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that `sandbox run` never waits
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -328,6 +329,8 @@ def guide_server_main() -> None:
 
 def _exit_code(command: Callable[[], Any]) -> int:
     _open_standard_streams()
+    # Who started us may ignore it, and then the kernel keeps no exit code of any child for us (wait(2)).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         code = command()
     except typer.TyperException as error:

@@ -41,6 +41,12 @@ def test_the_first_line_comes_while_the_command_runs(started: Start) -> None:
     assert (stdout, stderr, process.returncode) == (b"got an answer\n", b"", 0)
 
 
+def test_the_exit_code_is_the_programs_although_who_started_us_ignores_children(started: Start) -> None:
+    with started("run", "-c", "exit 3", preexec=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)) as process:
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
+    assert (stderr, process.returncode) == (b"", 3)
+
+
 def test_json_events_come_while_the_command_runs(started: Start) -> None:
     with started("run", "--json", "-c", "echo first; read -r answer") as process:
         assert b'"ready"' in line_from(process.stdout)

@@ -44,7 +44,9 @@ def file_events(path: Path) -> list[dict[str, Any]]:
 
 def test_it_serves_logs_once_that_the_manager_is_there_and_stops_on_sigterm(started: Start, tmp_path: Path) -> None:
     with started("serve", "--port", "0", SANDBOX_AUTH_TOKEN=TOKEN) as process:
-        url = events_until(process, "Listening")[-1]["url"]
+        lines = events_until(process, "Listening")
+        assert any("--transport stdio" in line["event"] for line in lines)  # for a host that waits on these pipes
+        url = lines[-1]["url"]
         base = url.rsplit("/", 1)[0]
         for given in (TOKEN, "wrong-" + TOKEN):
             httpx.post(f"{url}?token={given}", headers={"Authorization": f"Bearer {given}"}, json={})
@@ -81,7 +83,7 @@ def test_flags_win_over_the_environment(started: Start) -> None:
         assert process.wait(WAIT_SECONDS) == 0
 
 
-def test_on_stdio_only_protocol_goes_to_standard_output(cli: Cli) -> None:
+def test_on_stdio_only_protocol_goes_to_standard_output_and_no_file_is_left(cli: Cli, tmp_path: Path) -> None:
     hello = {
         "jsonrpc": "2.0",
         "id": 1,
@@ -97,6 +99,7 @@ def test_on_stdio_only_protocol_goes_to_standard_output(cli: Cli) -> None:
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["id"] == 1
     assert b"ExecutionManager initialised" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_runner_that_works_it_does_not_start(cli: Cli) -> None:
