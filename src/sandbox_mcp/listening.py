@@ -6,14 +6,15 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 import anyio
 import anyio.lowlevel
 import uvicorn
 from starlette.types import ASGIApp
 
-from sandbox_adapters.settings import Settings, SettingsError, variable_name
+from sandbox_adapters.settings import Settings, variable_name
+from sandbox_core.domain.errors import InfrastructureError
 from sandbox_mcp.http_protocol import TimedH11Protocol, timed_protocol
 
 CLOSE_SECONDS: Final = 2
@@ -26,11 +27,17 @@ KEEP_ALIVE_SECONDS: Final = 30
 BACKLOG: Final = 2048
 
 
+class AddressUnavailable(InfrastructureError):
+    """Nothing can listen there now: in use, or no address of this machine yet. Starting again later may help."""
+
+    code: ClassVar[str] = "address_unavailable"
+
+
 @contextmanager
 def bound_socket(host: str, port: int, *, fields: tuple[str, str] = ("host", "port")) -> Iterator[socket.socket]:
     """Bind before anything is started, so that a busy port costs one clear line, which names the settings `fields`.
 
-    Raises SettingsError.
+    Raises AddressUnavailable.
     """
     where = ", ".join(f"{variable_name(name)}={value}" for name, value in zip(fields, (host, port), strict=True))
     try:
@@ -39,14 +46,14 @@ def bound_socket(host: str, port: int, *, fields: tuple[str, str] = ("host", "po
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise SettingsError(f"{where}: cannot be used: {error.strerror or error}") from None
+        raise AddressUnavailable(f"{where}: cannot be used: {error.strerror or error}") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
             listener.listen(BACKLOG)
         except OSError as error:
-            raise SettingsError(f"{where}: cannot be bound: {error.strerror or error}") from None
+            raise AddressUnavailable(f"{where}: cannot be bound: {error.strerror or error}") from None
         listener.setblocking(False)
         yield listener
 

@@ -55,8 +55,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
     Running executions get `drain_grace_seconds`, then they are ended and marked; the second signal ends the grace.
     Returns when no process is left.
 
-    Raises SettingsError (bad settings, an address that cannot be bound) and RunnerUnavailable, before anything is
-    served.
+    Raises SettingsError, AddressUnavailable and RunnerUnavailable, before anything is served.
     """
     check_exposure(settings)
     check_metrics(settings)

@@ -40,7 +40,7 @@ async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio
     On the first signal nothing new is taken; what runs gets `drain_grace_seconds`, then it is ended and marked. The
     second signal ends the grace. What waits in the queue stays there for others.
 
-    Raises SettingsError and RunnerUnavailable, before anything is taken.
+    Raises SettingsError, AddressUnavailable and RunnerUnavailable, before anything is taken.
     """
     check_worker(settings)
     check_metrics(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,15 @@ def test_what_cannot_be_used_is_named_and_ends_with_the_code_after_which_no_unit
     assert str(ended.returncode) == unit["RestartPreventExitStatus"]
     assert variable in ended.stderr
     assert PASSWORD not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "port_name"), [("sandbox@.service", "SANDBOX_PORT"), ("sandbox-worker@.service", "SANDBOX_WORKER_PORT")]
+)
+def test_a_port_that_is_taken_is_tried_again(engine: Engine, name: str, port_name: str) -> None:
+    unit = unit_of(name)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = {"SANDBOX_AUTH_TOKEN": TOKEN, port_name: str(other.getsockname()[1])}
+        ended = engine.run(["sandbox", *shlex.split(unit["ExecStart"])[1:]], given(unit) | taken)
+    assert "in use" in ended.stderr
+    assert ended.returncode not in (0, int(unit["RestartPreventExitStatus"]))
