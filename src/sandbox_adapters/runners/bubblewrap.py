@@ -31,6 +31,7 @@ from sandbox_adapters.runners.network import Egress
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe, close_all, memory_file, open_pipes
 from sandbox_adapters.runners.runtime_directory import NoPlace, RuntimeDirectory, reachable_by_everyone
+from sandbox_adapters.runners.server_memory import ServerMemory
 from sandbox_adapters.runners.spares import SparePool
 from sandbox_adapters.runners.surroundings import Surroundings
 from sandbox_core.domain.errors import LaunchFailed, PolicyRefused, PolicyViolation, RunnerUnavailable
@@ -96,6 +97,7 @@ class BubblewrapRunner:
         self._controls = controls
         self._egress = Egress() if egress is None else egress
         self._cores = os.cpu_count() or 1
+        self._memory = ServerMemory()
         self._spares: SparePool[BubblewrapProcess] | None = None
         self._readable = readable_roots(self._read_only_paths)
         self._granter = Granter(self._readable, operator, layers=controls.layers(GRANT_LAYERS))
@@ -246,7 +248,7 @@ class BubblewrapRunner:
                 grants=b"" if granted is None else granted.packed,
             )
             isolation = self._bounds.isolation(limits, uid, version=program.version, hidden=hidden)
-            process = BubblewrapProcess(number, link, launch, isolation, pipes, network, granted)
+            process = BubblewrapProcess(number, link, launch, isolation, pipes, self._memory, network, granted)
             # Known before it is sent: the answer may come before this task runs again.
             self._processes[number] = process
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import time
 from dataclasses import replace
 
 import anyio
@@ -16,6 +18,7 @@ from sandbox_adapters.runners.launcher_link import Answer, LauncherLink
 from sandbox_adapters.runners.network_execution import ExecutionNetwork
 from sandbox_adapters.runners.pipes import InputPipe, OutputPipe
 from sandbox_adapters.runners.reported_denials import LastWords
+from sandbox_adapters.runners.server_memory import ServerMemory
 from sandbox_adapters.runners.tree_limits import TreeRecord, with_tree
 from sandbox_core.domain.errors import InputClosed
 from sandbox_core.domain.isolation import Isolation
@@ -42,6 +45,7 @@ class BubblewrapProcess:
         launch: Launch,
         isolation: Isolation,
         pipes: tuple[InputPipe, OutputPipe, OutputPipe],
+        memory: ServerMemory,
         network: ExecutionNetwork | None = None,
         granted: Granted | None = None,
     ) -> None:
@@ -53,6 +57,9 @@ class BubblewrapProcess:
             self._isolation = network.recorded(self._isolation)
         self._granted = granted
         self._stdin, self._stdout, self._stderr = pipes
+        self._memory = memory
+        self._started = time.monotonic()
+        self._asked_to_end = False
         self.network = network
         """Its way out; None for a sandbox that has none."""
         self._ended = anyio.Event()
@@ -80,6 +87,7 @@ class BubblewrapProcess:
     def take_over(self, launch: Launch, script: bytes) -> bool:
         """Make a waiting spare run a command; False when it can no longer, and must be ended."""
         self._launch = launch
+        self._started = time.monotonic()
         return self._stdin.write_last(script)
 
     async def read(self, stream: Stream, max_bytes: int) -> bytes:
@@ -119,6 +127,7 @@ class BubblewrapProcess:
     async def kill(self) -> None:
         """See Process."""
         if self._exit is None:
+            self._asked_to_end = True
             await self._link.kill(self._number)
 
     async def wait(self) -> ProcessExit:
@@ -146,7 +155,7 @@ class BubblewrapProcess:
             # A signal may come between bwrap's last fork and the execution; bwrap itself fails with 1,
             # and the dynamic loader with 127.
             exit_ = exit_of_wait_status(answer.wait_status, limits, usage, shell_codes=True)
-            exit_ = with_tree(exit_, limits, _tree_record(answer))
+            exit_ = with_tree(exit_, limits, self._tree_record(answer, exit_))
             self._end(exit_ if exit_.exit_code == 0 else self._with_denials(exit_))
         else:
             self._finish_failed_start()
@@ -178,6 +187,16 @@ class BubblewrapProcess:
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
+    def _tree_record(self, answer: Answer, exit_: ProcessExit) -> TreeRecord:
+        unexplained = answer.oom_kills is None and exit_.signal == signal.SIGKILL and not self._asked_to_end
+        return TreeRecord(
+            peak_memory_bytes=answer.peak_memory_bytes,
+            oom_kills=answer.oom_kills,
+            peak_processes=None if answer.peak_processes is None else max(0, answer.peak_processes - OWN_PROCESSES),
+            forks_refused=answer.forks_refused,
+            server_ran_out=unexplained and self._memory.ran_out_since(self._started),
+        )
+
     def _with_denials(self, exit_: ProcessExit) -> ProcessExit:
         # Nobody writes any more, so this is at most what the pipe holds; the reader gets it from here.
         while more := self._stderr.read_now(_MAX_COMPLAINT_BYTES):
@@ -205,12 +224,3 @@ class BubblewrapProcess:
                 self.network.stop()
             self._stdin.close()
             self._ended.set()
-
-
-def _tree_record(answer: Answer) -> TreeRecord:
-    return TreeRecord(
-        peak_memory_bytes=answer.peak_memory_bytes,
-        oom_kills=answer.oom_kills,
-        peak_processes=None if answer.peak_processes is None else max(0, answer.peak_processes - OWN_PROCESSES),
-        forks_refused=answer.forks_refused,
-    )

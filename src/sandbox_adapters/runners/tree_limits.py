@@ -14,12 +14,16 @@ _ENDINGS = frozenset({TerminationReason.EXITED, TerminationReason.SIGNALED})
 
 @dataclass(frozen=True, slots=True)
 class TreeRecord:
-    """What was counted; None where nothing counted it. `processes` are without those of the sandbox itself."""
+    """What was counted; None where nothing counted it. `processes` are without those of the sandbox itself.
+
+    `server_ran_out`: nothing counted this tree, and the kernel killed somebody for want of the server's own memory.
+    """
 
     peak_memory_bytes: int | None = None
     oom_kills: int | None = None
     peak_processes: int | None = None
     forks_refused: int | None = None
+    server_ran_out: bool = False
 
 
 def with_tree(exit_: ProcessExit, limits: ResourceLimits, tree: TreeRecord) -> ProcessExit:
@@ -48,6 +52,9 @@ def with_tree(exit_: ProcessExit, limits: ResourceLimits, tree: TreeRecord) -> P
                 if at_limit
                 else "because the server's own memory, or the machine's, was used up; it was not at a limit of its own."
             )
+    if tree.server_ran_out and failed:
+        reason = TerminationReason.MEMORY
+        message = "Killed, probably by the kernel: the memory that all executions of the server share was used up."
     return replace(
         exit_,
         reason=reason,

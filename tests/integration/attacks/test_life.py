@@ -8,6 +8,7 @@ import subprocess  # noqa: TID251 - servers that can be killed
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -77,7 +78,8 @@ def token() -> Iterator[str]:
     text = f"1000.{uuid.uuid4().int}"
     yield text
     for pid in processes_with(text):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _without(*controls: Control) -> Controls:
@@ -176,12 +178,14 @@ async def _kill_both(token: str, *without: Control) -> None:
     """SIGKILL to a server and to its launcher, so that nobody is left to clean up."""
     server, launcher = _server(token, *without)
     with server:
-        assert processes_with(token)
+        sandboxed = processes_with(token)
+        assert sandboxed
         pause(launcher)
+        waiting = set(children(launcher)) - set(sandboxed)
         server.kill()
         os.kill(launcher, signal.SIGKILL)
-    # In a container nobody may reap it.
-    await _until(lambda: is_gone(launcher))
+    # Those that waited in it for a job hold its directory until they notice. In a container nobody may reap them.
+    await _until(lambda: all(is_gone(pid) for pid in (launcher, *waiting)))
 
 
 async def _until(happened: Callable[[], bool]) -> None:

@@ -150,8 +150,9 @@ def test_one_container_is_given_what_a_replica_is() -> None:
         ["--memory", given["mem_limit"]],
         ["--pids-limit", str(given["pids_limit"])],
     ]
-    assert "--read-only" in said
-    assert given["read_only"] is True
+    assert {"--read-only", "--init"} <= set(said)
+    assert (given["read_only"], given["init"]) == (True, True)
+    assert f"SANDBOX_CEILING='{given['environment']['SANDBOX_CEILING']}'" in command
     for name, value in options:
         assert [name, value] in [said[at : at + 2] for at in range(len(said))]
 

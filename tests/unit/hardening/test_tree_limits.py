@@ -76,3 +76,10 @@ def test_a_kill_below_the_limit_was_for_memory_that_others_lacked(limits: Resour
 def test_a_kill_is_taken_for_one_at_the_limit_where_no_peak_is_known() -> None:
     exit_ = with_tree(ended(137), LIMITS, TreeRecord(None, 1, None, None))
     assert exit_.limits_hit == (LimitHit("max_memory_mb", 100),)
+
+
+def test_the_servers_lack_of_memory_is_told_for_one_that_failed_and_no_limit_of_its_own_is_named() -> None:
+    exit_ = with_tree(ended(137, TerminationReason.SIGNALED), LIMITS, TreeRecord(server_ran_out=True))
+    assert (exit_.reason, exit_.limits_hit) == (TerminationReason.MEMORY, ())
+    assert "all executions of the server share" in (exit_.message or "")
+    assert with_tree(ended(0), LIMITS, TreeRecord(server_ran_out=True)) == ended(0)
