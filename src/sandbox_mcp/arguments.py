@@ -92,7 +92,7 @@ class ExecuteAsyncArguments(Arguments):
         ),
     ] = None
     environment: Annotated[
-        dict[Text, Text] | None, Field(description="Variables added to the small default environment.")
+        dict[Text, Text] | None, Field(description="Variables added to the small default environment, name to text.")
     ] = None
     sandbox_config: Annotated[dict[str, Any] | None, Field()] = None
     stdin: Annotated[

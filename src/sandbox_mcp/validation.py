@@ -14,7 +14,7 @@ from sandbox_core.domain.errors import InvalidArgument
 from sandbox_mcp.arguments import Arguments
 
 _SHOWN_CHARACTERS = 64
-_NOISE = frozenset({"title"})
+_LEFT_OUT = frozenset({"title", "additionalProperties"})
 
 ArgumentsT = TypeVar("ArgumentsT", bound=Arguments)
 
@@ -41,8 +41,9 @@ def parse_arguments(model: type[ArgumentsT], given: Mapping[str, Any] | None) ->
 def input_schema(model: type[Arguments], *, defaults: Mapping[str, Any], maxima: Mapping[str, Any]) -> dict[str, Any]:
     """Return the published JSON schema of a tool's arguments: no titles, no null branches, only inclusive bounds.
 
-    It keeps to the subset of JSON schema that the interfaces of models take; what they refuse is refused before the
-    first call, with all tools of the agent. So a bound of numbers may be looser here than `parse_arguments`.
+    It keeps to the subset of JSON schema that clients and the interfaces of models take; what they refuse is refused
+    before the first call, with all tools of the agent. So it is looser than `parse_arguments`: bounds are inclusive,
+    and nothing is said of `additionalProperties`, which some clients take only as a flag and some only as a schema.
 
     Args:
         defaults: defaults that the operator's settings decide, by argument.
@@ -61,7 +62,7 @@ def input_schema(model: type[Arguments], *, defaults: Mapping[str, Any], maxima:
         if name in maxima:
             plain["maximum"] = maxima[name]
         properties[name] = plain
-    described = {"type": "object", "properties": properties, "additionalProperties": False}
+    described = {"type": "object", "properties": properties}
     if required := schema.get("required"):
         described["required"] = required
     return described
@@ -110,13 +111,13 @@ def _index(item: ErrorDetails) -> int | None:
 
 
 def _plain(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Inline references and drop titles, null branches and null defaults."""
+    """Inline references, make bounds inclusive, and drop what is left out, null branches and null defaults."""
     if "$ref" in value:
         definition = _without(definitions[value["$ref"].rsplit("/", 1)[1]], "description")
         return _plain({**definition, **_without(value, "$ref")}, definitions)
     plain: dict[str, Any] = {}
     for key, item in value.items():
-        if key in _NOISE or (key == "default" and item is None):
+        if key in _LEFT_OUT or (key == "default" and item is None):
             continue
         if key == "anyOf":
             branches = [_plain(branch, definitions) for branch in item if branch.get("type") != "null"]
@@ -124,7 +125,7 @@ def _plain(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
                 plain = {**branches[0], **plain}
             else:
                 plain["anyOf"] = branches
-        elif key in {"items", "additionalProperties"} and isinstance(item, Mapping):
+        elif key == "items" and isinstance(item, Mapping):
             plain[key] = _plain(item, definitions)
         elif key == "exclusiveMinimum":
             plain["minimum"] = item
