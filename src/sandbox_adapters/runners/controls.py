@@ -32,6 +32,7 @@ class Control(StrEnum):
     MARKED_PROCESSES = "marked_processes"
     CLOSED_DESCRIPTORS = "closed_descriptors"
     OOM_SCORE = "oom_score"
+    LOW_PRIORITY = "low_priority"
     RLIMITS = "rlimits"
     UNIQUE_UID = "unique_uid"
     SECCOMP = "seccomp"

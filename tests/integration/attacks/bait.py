@@ -64,6 +64,7 @@ def set_out(roots: str | None) -> Iterator[dict[str, Any]]:
             "writable_folder": str(folder / "shared"),
             "suid": f"{roots}/id",
             "root_only": f"{roots}/root-only",
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
             "victim": victim.pid,
             "victim_token": victim.args[1],  # type: ignore[index]
             "host_name": os.uname().nodename,

@@ -184,5 +184,6 @@ CASES: tuple[Case, ...] = (
             "max_processes": 50,
         },
     ),
+    Case("turn_before_the_server", "resources", "nicer than the server", _off(_C.LOW_PRIORITY)),
     Case("order_of_dying", "resources", "oom score, read-only /proc", (*_off(_C.OOM_SCORE), *_off(_C.READ_ONLY_PROC))),
 )  # fmt: skip

@@ -22,6 +22,9 @@ OPTIONS_FD, STATUS_FD, FILTER_FD, BLOCK_FD, HOLD_FD = 3, 4, 5, 6, 7
 something waits for it: with an end of its own to write to, it never takes the launcher's death for leave to go on."""
 HIGHEST_PASSED = HOLD_FD
 _OOM_SCORE_ADJ = b"900"
+_NICE = 10
+"""More than the server, which so gets a core soon, however many processes of executions keep all busy (sched(7)). Still
+more would keep sandboxes from being made on a machine that others keep busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,8 @@ def settle(leaf: Leaf | None, settings: Settings) -> None:
     if "oom_score" not in settings.without:
         with open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
             score.write(_OOM_SCORE_ADJ)
+    if "low_priority" not in settings.without:
+        os.nice(_NICE)
     os.umask(0o077)
     if leaf is not None:
         leaf.enter()

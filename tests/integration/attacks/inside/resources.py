@@ -119,6 +119,16 @@ def cpu_hog(bait: Bait) -> str:
 
 
 @attack
+def turn_before_the_server(bait: Bait) -> str:
+    """Of many processes that keep every core busy each has the next turn as soon as the server, unless it is nicer."""
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice < min(19, bait["nice"] + 10):
+        return f"it is nice {nice}"
+    os.setpriority(os.PRIO_PROCESS, 0, nice - 1)
+    return "it can be less nice"
+
+
+@attack
 def longer_limits(bait: Bait) -> str:
     """A limit that its own process can lift is none."""
     for name in ("RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_CPU", "RLIMIT_NPROC"):
