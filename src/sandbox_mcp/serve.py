@@ -20,6 +20,7 @@ from sandbox_mcp.json_answers import AsAccepted, StandaloneRequests
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.metrics import check_metrics
 from sandbox_mcp.server import SandboxServer
+from sandbox_mcp.service_manager import READY, tell_manager
 from sandbox_mcp.stdio_transport import stdio_transport
 from sandbox_mcp.stopping import Stop, drain, stop_on_signals
 
@@ -75,6 +76,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
                     port = int(listener.getsockname()[1])
                     _log.info("Listening", url=f"http://{shown(settings.host)}:{port}{MCP_PATH}", auth=bool(tokens))
                     garbage.settle()
+                    tell_manager(READY)
                     task_status.started(port)
                     await stop.asked.wait()
                     was_busy = sandbox.supervisor.running > 0

@@ -11,6 +11,7 @@ import anyio
 
 from sandbox_adapters.logging import get_logger
 from sandbox_adapters.sandbox import Sandbox
+from sandbox_mcp.service_manager import STOPPING, tell_manager
 
 _log = get_logger(__name__)
 
@@ -50,6 +51,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 async def drain(sandbox: Sandbox, stop: Stop, grace_seconds: float) -> None:
     """Drain; a second signal ends the grace."""
+    tell_manager(STOPPING)
     _log.info("Draining", running=sandbox.supervisor.running, grace_seconds=grace_seconds)
     async with anyio.create_task_group() as tasks:
 

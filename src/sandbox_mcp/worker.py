@@ -13,6 +13,7 @@ from sandbox_mcp import garbage
 from sandbox_mcp.health import HEALTH_PATH, HealthApp
 from sandbox_mcp.listening import QuietServer, bound_socket, shown, uvicorn_config
 from sandbox_mcp.metrics import check_metrics, metrics_app
+from sandbox_mcp.service_manager import READY, tell_manager
 from sandbox_mcp.stopping import drain, stop_on_signals
 
 _log = get_logger(__name__)
@@ -58,6 +59,7 @@ async def run_worker(settings: Settings, *, task_status: TaskStatus[int] = anyio
             url = f"http://{shown(host)}:{port}{HEALTH_PATH}"
             _log.info("Working", health=url, concurrency=sandbox.supervisor.capacity)
             garbage.settle()
+            tell_manager(READY)
             task_status.started(port)
             await stop.asked.wait()
             await drain(sandbox, stop, settings.drain_grace_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shlex
 import socket
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.deploy.written import PASSWORD, TOKEN, Engine
-from tests.integration.mcp.harness import call, connected
+from tests.integration.mcp.harness import PATIENCE_SECONDS, call, connected
 from tests.integration.replicas.harness import DEPLOY, need
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -58,6 +59,25 @@ async def test_the_unit_starts_a_replica_that_stops_when_it_is_told(engine: Engi
     assert said["stdout"] == "it runs\n"
     assert unit["KillSignal"] == "SIGTERM"
     assert served.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "port_name"), [("sandbox@.service", "SANDBOX_PORT"), ("sandbox-worker@.service", "SANDBOX_WORKER_PORT")]
+)
+def test_systemd_is_told_when_it_is_ready_and_when_it_drains(
+    engine: Engine, redis: None, name: str, port_name: str
+) -> None:
+    unit = unit_of(name)
+    assert unit["Type"] == "notify"
+    address = f"sandbox-test-{secrets.token_hex(8)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0{address}")
+        manager.settimeout(PATIENCE_SECONDS)
+        variables = given(unit) | {"SANDBOX_AUTH_TOKEN": TOKEN, "NOTIFY_SOCKET": f"@{address}"}
+        served = engine.serve(shlex.split(unit["ExecStart"])[1:], variables, port_name)
+        assert manager.recv(100) == b"READY=1"
+        assert served.stop() == 0
+        assert manager.recv(100) == b"STOPPING=1"
 
 
 async def test_the_worker_s_unit_starts_a_worker_for_servers_that_run_nothing(engine: Engine, redis: None) -> None:
