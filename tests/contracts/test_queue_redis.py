@@ -48,7 +48,7 @@ class Join(Protocol):
 
 async def opened(server: RedisServer, stack: AsyncExitStack, prefix: str, **options: object) -> RedisQueue:
     url = SecretStr(server.url)
-    connection = await stack.enter_async_context(RedisConnection(RedisOptions(url, prefix=prefix, timeout_seconds=1)))
+    connection = await stack.enter_async_context(RedisConnection(RedisOptions(url, prefix=prefix, timeout_seconds=10)))
     return await stack.enter_async_context(RedisQueue(connection=connection, **options))  # type: ignore[arg-type]  # of the test
 
 

@@ -41,7 +41,7 @@ class _Record:
     """One execution as stored: the encoded document, what is indexed of it, its log, and who waits for it."""
 
     __slots__ = ("changed", "document", "ended", "id", "key", "log", "principal", "session_id", "status", "token",
-                 "touched")  # fmt: skip
+                 "told", "touched")  # fmt: skip
 
     def __init__(self, execution: Execution, document: bytes, log: EventLog, key: _KeyOf | None) -> None:
         self.id = execution.id
@@ -51,8 +51,8 @@ class _Record:
         self.document = document
         self.log = log
         self.key = key
-        self.token = 0
-        self.touched = 0.0
+        self.token, self.touched = 0, 0.0
+        self.told = False
         self.changed: anyio.Event | None = None
         self.ended: anyio.Event | None = None
 
@@ -121,7 +121,9 @@ class MemoryStateStore:
         self._expire()
         key = None if idempotency_key is None else (execution.principal, idempotency_key)
         if key is not None and key in self._keys:
-            return self._decode(self._find(self._keys[key]))
+            first = self._find(self._keys[key])
+            first.told = True
+            return self._decode(first)
         if execution.status is not ExecutionStatus.PENDING:
             raise InvalidArgument("status", f"is {execution.status}; only a pending execution can be created")
         if execution.id in self._records:
@@ -143,7 +145,7 @@ class MemoryStateStore:
         """Forget a pending execution."""
         self._expire()
         record = self._records.get(execution_id)
-        if record is not None and record.status is ExecutionStatus.PENDING:
+        if record is not None and record.status is ExecutionStatus.PENDING and not record.told:
             self._remove(record)
 
     async def load(self, execution_id: ExecutionId) -> Execution:

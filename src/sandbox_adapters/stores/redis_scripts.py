@@ -22,6 +22,8 @@ if m.k ~= '' then
     local document_of_first = redis.call('GET', (keys_of(first)))
     local found = document_of_first and find(first)
     if found then
+      local _, _, meta_of_first = keys_of(first)
+      redis.call('HSET', meta_of_first, 'told', 1)
       touch(found)
       return {'FIRST', first, document_of_first}
     end
@@ -47,7 +49,8 @@ return {'OK'}
 _DISCARD: Final = """
 local m, why = find(ARGV[4])
 if not m then return {why} end
-if m.st ~= 'pending' then return {'OK'} end
+local _, _, meta = keys_of(m.id)
+if m.st ~= 'pending' or redis.call('HEXISTS', meta, 'told') == 1 then return {'OK'} end
 redis.call('DEL', keys_of(m.id))
 if m.k ~= '' then redis.call('DEL', idempotency_key(m)) end
 unlist(m)

@@ -112,7 +112,10 @@ class StateStore(Protocol):
         ...
 
     async def discard(self, execution_id: ExecutionId) -> None:
-        """Forget a pending execution that could not be queued. No error when it is unknown or was claimed."""
+        """Forget a pending execution that could not be queued. No error when it is unknown or was claimed.
+
+        One that `create` returned to another call by its idempotency key stays: that call was told that it is accepted.
+        """
         ...
 
     async def load(self, execution_id: ExecutionId) -> Execution:

@@ -118,6 +118,13 @@ class DocumentContract:
         assert (await harness.store.list_page(ListQuery(execution.principal))).executions == ()
         assert await harness.store.create(again := pending(harness.clock), idempotency_key="k") == again
 
+    async def test_discard_leaves_what_another_call_was_given_by_its_key(self, harness: StoreHarness) -> None:
+        await harness.store.create(first := pending(harness.clock), idempotency_key="k")
+        assert await harness.store.create(pending(harness.clock), idempotency_key="k") == first
+        await harness.store.discard(first.id)
+        assert await harness.store.load(first.id) == first
+        assert await harness.store.create(pending(harness.clock), idempotency_key="k") == first
+
     async def test_discard_leaves_a_claimed_execution_alone(self, harness: StoreHarness) -> None:
         await harness.store.create(execution := pending(harness.clock))
         claim = await harness.store.claim(execution.id, NODE, lease_seconds=15)

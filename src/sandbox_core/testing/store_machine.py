@@ -125,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(execution_id=executions)
     def discard(self, execution_id: ExecutionId) -> None:
-        """Forget one, if it is pending."""
+        """Forget one, if it is pending and nobody was told of it by its key."""
         self._model.discard(execution_id)
         self._do(self._store.discard(execution_id))
 

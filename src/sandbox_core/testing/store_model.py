@@ -28,6 +28,7 @@ class _Kept:
     token: int | None = None
     lapses: float | None = None
     """When the lease lapses, or the time to wait is over; None for never."""
+    told: bool = False
 
     def is_overdue(self, now: float) -> bool:
         return not self.execution.is_terminal and self.lapses is not None and self.lapses <= now
@@ -70,6 +71,7 @@ class StoreModel:
         for kept in self._kept.values():
             if full_key is not None and kept.key == full_key:
                 kept.accessed = self._now
+                kept.told = True
                 return kept.execution
         self._kept[execution.id] = _Kept(execution, full_key, self._now)
         self._kept[execution.id].begin_to_wait(self._now)
@@ -77,8 +79,8 @@ class StoreModel:
 
     def discard(self, execution_id: ExecutionId) -> None:
         """Mirror `discard`."""
-        execution = self.current(execution_id)
-        if execution is not None and execution.status is ExecutionStatus.PENDING:
+        kept = self._kept.get(execution_id)
+        if kept is not None and kept.execution.status is ExecutionStatus.PENDING and not kept.told:
             del self._kept[execution_id]
 
     def load(self, execution_id: ExecutionId) -> Execution | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess  # noqa: TID251 - servers that can be killed
 import sys
@@ -245,12 +246,16 @@ def _is_orphan(pid: int, token: str) -> bool:
         return False
 
 
+_ENGINE = re.compile(" - (overlay|nsfs) ")
+"""Mounts of containers that somebody else starts meanwhile; a sandbox makes neither."""
+
+
 def _traces(runner: BubblewrapRunner) -> dict[str, object]:
     """What runs could leave behind: descriptors, processes, mounts, cgroups, directories, System V memory."""
     assert runner._link is not None
     return {
         "descriptors": open_descriptors(),
-        "mounts": Path("/proc/self/mountinfo").read_text(),
+        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if not _ENGINE.search(line)],
         "launcher's descriptors": len(os.listdir(f"/proc/{runner._link.pid}/fd")),
         "runtime directory": sorted(os.listdir(runner._directory.path)),
         "shared memory": len(Path("/proc/sysvipc/shm").read_text().splitlines()),
