@@ -35,7 +35,7 @@ def parse_arguments(model: type[ArgumentsT], given: Mapping[str, Any] | None) ->
     try:
         return model.model_validate(said)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _readable(error, model) from None
 
 
 def input_schema(model: type[Arguments], *, defaults: Mapping[str, Any], maxima: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def input_schema(model: type[Arguments], *, defaults: Mapping[str, Any], maxima:
     return described
 
 
-def _readable(error: ValidationError) -> InvalidArgument:
+def _readable(error: ValidationError, model: type[Arguments]) -> InvalidArgument:
     """Put what is wrong with the first wrong argument into one sentence; a union reports one finding per branch."""
     found = error.errors(include_url=False, include_context=True, include_input=False)
     name = str(found[0]["loc"][0])
@@ -81,6 +81,8 @@ def _readable(error: ValidationError) -> InvalidArgument:
         return InvalidArgument(f"{name}[{index}]", problem)
     if name == "environment" and len(wrong[0]["loc"]) > 1:
         return InvalidArgument(f"{name}.{_shown(str(wrong[0]['loc'][1]))}", problem)
+    if wrong[0]["type"] == "too_short" and not model.model_fields[name].is_required():
+        problem += "; leave it out instead"
     return InvalidArgument(name, problem)
 
 

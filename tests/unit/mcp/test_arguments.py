@@ -66,12 +66,18 @@ def test_name_of_an_unknown_argument_is_cut_and_escaped() -> None:
         ({"command": "a", "max_bytes": 1.5}, "max_bytes: must be a whole number"),
         ({"command": "a", "environment": {"A": 1}}, r"environment\.A: must be text"),
         ({"command": "a", "session_id": "x" * 129}, "session_id: is too long; at most 128$"),
+        ({"command": "a", "session_id": ""}, "session_id: is empty; leave it out instead$"),
         ({"command": "\ud800"}, "command: contains half a surrogate pair"),
     ],
 )
 def test_problem_names_the_argument(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem):
         parse_arguments(ExecuteArguments, arguments)
+
+
+def test_a_required_text_that_is_empty_is_not_to_be_left_out() -> None:
+    with pytest.raises(InvalidArgument, match=r"^execution_id: is empty$"):
+        parse_arguments(OutputArguments, {"execution_id": ""})
 
 
 def test_whole_float_and_null_are_taken() -> None:
