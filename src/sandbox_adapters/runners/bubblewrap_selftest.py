@@ -25,6 +25,7 @@ IFS= read -r go
 cat /proc/self/status; echo @@
 cat /proc/net/dev; echo @@
 echo /proc/[0-9]*; echo @@
+ls -l /proc/self/ns; echo @@
 ls -l /proc/$$/fd; echo @@
 ls -A /proc/1; echo @@
 cat /proc/mounts; echo @@
@@ -38,6 +39,7 @@ head -c 2097152 /dev/zero 2>/dev/null > big; echo $?; echo @@
 echo 1 > /dev/stderr && echo reopened
 """
 _MANY_PROCESSES = 20
+_NAMESPACES = ("user", "pid", "ipc", "uts", "net", "mnt", "cgroup")
 _HIGHEST_EXPECTED_FD = 2
 
 
@@ -117,10 +119,18 @@ def _kernel_uids(pid: int) -> set[int]:
     return {int(uid) for uid in status.partition("\nUid:")[2].split("\n")[0].split()}
 
 
+def _shared(listed: str) -> list[str]:
+    """Return the names of the namespaces that are this process's too, or not in the list that a command printed."""
+    theirs = dict(line.split()[-3::2] for line in listed.splitlines() if " -> " in line)
+    return [name for name in _NAMESPACES if theirs.get(name) in (None, os.readlink(f"/proc/self/ns/{name}"))]
+
+
 def _problems(parts: list[str], uids: set[int]) -> list[str]:
     if len(parts) != _SCRIPT.count(_MARK) + 1:
         return ["its output is cut off"]
-    status, network, processes, descriptors, first_process, mounts, written, directory, quota, reopened = parts
+    status, network, processes, namespaces, descriptors, first_process, mounts, written, directory, quota, reopened = (
+        parts
+    )
     found = []
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     if fields.get("Uid", "").split()[:1] != ["1000"]:
@@ -135,8 +145,12 @@ def _problems(parts: list[str], uids: set[int]) -> list[str]:
     interfaces = [line.split(":")[0].strip() for line in network.splitlines() if ":" in line]
     if interfaces != ["lo"]:
         found.append(f"it has network interfaces {', '.join(interfaces) or 'unknown'}")
-    if not 0 < len(processes.split()) < _MANY_PROCESSES:
+    # Its own number alone, unless its /proc is that of a namespace further out (proc_pid_status(5)). In a container
+    # the host's processes may be few.
+    if not 0 < len(processes.split()) < _MANY_PROCESSES or len(fields.get("NSpid", "").split()) != 1:
         found.append("it sees the processes of the host")
+    for name in _shared(namespaces):
+        found.append(f"it is in the {name} namespace of the host")
     open_files = [int(line.split(" -> ")[0].split()[-1]) for line in descriptors.splitlines() if " -> " in line]
     if not open_files or max(open_files) > _HIGHEST_EXPECTED_FD:
         found.append(f"it inherits descriptors {open_files}")

@@ -13,8 +13,11 @@ from sandbox_core.domain.errors import RunnerUnavailable
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 SEEN = {
-    Control.PID: "sees the processes of the host",
-    Control.NET: "network interfaces",
+    Control.PID: "in the pid namespace of the host",
+    Control.IPC: "in the ipc namespace of the host",
+    Control.UTS: "in the uts namespace of the host",
+    Control.CGROUP: "in the cgroup namespace of the host",
+    Control.NET: "in the net namespace of the host",
     Control.CAPABILITIES_NONE: "capabilities",
     Control.READ_ONLY_ROOT: "not mounted read-only",
     Control.READ_ONLY_PROC: "/proc is not mounted read-only",
