@@ -37,4 +37,5 @@ async def _list(_: ServerRequestContext[Any, Any], __: types.PaginatedRequestPar
 if __name__ == "__main__":
     server: Server[Any] = Server("floor", on_call_tool=_call, on_list_tools=_list)
     app = server.streamable_http_app(json_response=True, stateless_http=True)
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
+    # What the real server runs in too; by itself uvicorn takes what else is installed.
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", loop="asyncio", http="h11")
