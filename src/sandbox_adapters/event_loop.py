@@ -1,4 +1,4 @@
-"""The event loop of a server or worker, which its own executions cannot take away.
+"""The event loop of our programs, which executions cannot take away.
 
 The kernel counts what all processes of a user watch with epoll, over every namespace and container, and has a bound for
 it (epoll(7), `/proc/sys/fs/epoll/max_user_watches`); poll(2) has none. Executions of an unprivileged server

@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import anyio
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sandbox_adapters import event_loop
 from sandbox_adapters.doctor import Diagnosis, diagnose
 from sandbox_adapters.logging import configure_logging
 from sandbox_adapters.settings import Settings, unknown_variables
@@ -25,7 +25,7 @@ def examine(*, json_output: bool, runner: str | None) -> int:
     chosen: dict[str, Any] = {} if runner is None else {"runner": runner}
     settings = Settings(**chosen)
     configure_logging(level="ERROR")
-    diagnosis = anyio.run(diagnose, settings)
+    diagnosis = event_loop.run(diagnose, settings)
     unknown = unknown_variables()
     if json_output:
         typer.echo(json.dumps({**_found(diagnosis), "unknown_variables": unknown}, indent=2))

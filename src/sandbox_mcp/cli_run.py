@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.lowlevel
 
+from sandbox_adapters import event_loop
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import configure_logging
 from sandbox_adapters.policy_input import LIMITS, normalise_policy
@@ -108,7 +109,7 @@ def run_command(
         labels=labels,
     )
     runs = _here(settings) if server is None else _there(settings, server)
-    return anyio.run(_run, runs, submission, Output(json_lines=json_lines, verbose=verbose))
+    return event_loop.run(_run, runs, submission, Output(json_lines=json_lines, verbose=verbose))
 
 
 async def _run(opened: AbstractAsyncContextManager[Runs], submission: Submission, output: Output) -> int:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import anyio
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sandbox_adapters import event_loop
 from sandbox_adapters.fleet.record import BackRecord, record_fields
 from sandbox_adapters.logging import configure_logging
 from sandbox_adapters.settings import Settings
@@ -33,7 +33,7 @@ def show_workers(*, json_output: bool) -> int:
     settings = Settings()
     configure_logging(level="ERROR")
     try:
-        records = anyio.run(living_backs, settings)
+        records = event_loop.run(living_backs, settings)
     except InfrastructureError as error:
         typer.echo(f"sandbox: {error}", err=True)
         return EXIT_FAILED

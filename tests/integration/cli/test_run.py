@@ -41,6 +41,25 @@ def test_the_exit_code_says_how_it_ended(cli: Cli, arguments: list[str], code: i
     assert b"Traceback" not in done.stderr
 
 
+_NO_WATCHES = """
+import errno, select, selectors
+class Full:
+    def __init__(self): self._real = select.epoll()
+    def register(self, *_): raise OSError(errno.ENOSPC, "no watches left")
+    def __getattr__(self, name): return getattr(self._real, name)
+selectors.EpollSelector._selector_cls = Full
+"""
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(["run", "--", "echo", "here"], b"here\n"), (["doctor"], b"can work")])
+def test_it_works_when_an_execution_has_used_up_the_watches_of_its_user(
+    cli: Cli, tmp_path: Path, arguments: list[str], said: bytes
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_NO_WATCHES)
+    done = cli(*arguments, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+
+
 def test_both_streams_pass_through_as_bytes(cli: Cli) -> None:
     done = cli("run", "-c", r"printf 'out \377\000'; printf 'err \376' >&2")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"out \xff\0", b"err \xfe")
