@@ -283,7 +283,7 @@ class RedisStateStore:
                     if channel.known is None or (channel.known[1].is_terminal and not looked):
                         generation = channel.generation
                         seen = await self._look(execution_id)
-                        looked = True
+                        begun, looked, gives_up_at = True, True, 0.0
                         if channel.generation != generation:
                             continue  # news may have fallen between: look again
                         channel.learn(*seen)
