@@ -18,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 HEADER = "# Compiled by `make pins` from pyproject.toml. Do not edit.\n"
-PLACE = re.compile(r"https?://|file:|--(extra-)?index-url|--find-links|--trusted-host")
+PLACE = re.compile(r"https?://|file:|^-", re.MULTILINE)
+"""An address, or a line that is an option: a pin begins with the name of its package."""
+
 OF_OLDER_PATCHES = ("async-timeout",)
 """What redis needs before Python 3.11.3, where its marker leaves it out when a newer 3.11 compiles."""
 
@@ -29,9 +31,7 @@ OPTIONS = (
     "--allow-unsafe",
     "--no-annotate",
     "--no-header",
-    "--no-emit-index-url",
-    "--no-emit-trusted-host",
-    "--no-emit-find-links",
+    "--no-emit-options",
 )
 
 

@@ -17,7 +17,7 @@ Needs hypothesis.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
@@ -59,9 +59,8 @@ class StoreMachine(RuleBasedStateMachine):
     leases: Bundle[Lease] = Bundle("leases")
     places: Bundle[Place] = Bundle("places")
 
-    def open_harness(self) -> AbstractAsyncContextManager[StoreHarness]:
-        """Return the context of a harness with an empty store. A subclass must give this."""
-        raise NotImplementedError
+    open_harness: Callable[[], AbstractAsyncContextManager[StoreHarness]]
+    """Returns the context of a harness with an empty store. Every subclass gives this."""
 
     def __init__(self) -> None:
         """Open a fresh store, and a model beside it."""

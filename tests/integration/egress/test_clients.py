@@ -106,11 +106,11 @@ async def test_pip_installs_from_an_index(serving: Serving, tmp_path: Path) -> N
     with file_origin(site) as port:
         async with serving(ports=[port]) as running:
             argv = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "out"), "tinything"]
-            index = ["--index-url", f"http://origin.test:{port}/simple", "--trusted-host", "origin.test"]
+            index = ["-i", f"http://origin.test:{port}/simple", "--trusted-host", "origin.test"]
             done = await run(running, [*argv, *index], tmp_path)
             assert done.returncode == 0, done.stderr
             index = [
-                "--index-url",
+                "-i",
                 f"http://no.example:{port}/simple",
                 "--trusted-host",
                 "no.example",

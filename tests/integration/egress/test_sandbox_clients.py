@@ -51,7 +51,7 @@ async def test_pip(tmp_path: Path) -> None:
     pip_site(tmp_path)
     async with visiting(tmp_path) as (runner, base, other):
         install = "python3 -m pip install -q --no-cache-dir --retries 0 --target out tinything"
-        trust = "--trusted-host origin.test --trusted-host other.test --index-url"
+        trust = "--trusted-host origin.test --trusted-host other.test -i"
         script = f"{install} {trust} {base}/simple && cat out/tinything.py; {install} {trust} {other}/simple"
         finished = await run_in(runner, script, HOME)
     assert finished.stdout == b"ANSWER = 42\n", finished.stderr

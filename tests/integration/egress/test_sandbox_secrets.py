@@ -146,7 +146,7 @@ INSTALLS = {
     "npm": "npm install --no-audit --no-fund --fetch-retries 0 tinything --registry {url} >&2 "
     "&& cat node_modules/tinything/index.js",
     "/usr/bin/pip3": "python3 -m pip install -q --no-cache-dir --retries 0 --disable-pip-version-check --target out "
-    "--index-url {url}/simple tinything && cat out/tinything.py",
+    "-i {url}/simple tinything && cat out/tinything.py",
 }
 BROUGHT = {"git": b"content", "npm": b"module.exports = 42\n", "/usr/bin/pip3": b"ANSWER = 42\n"}
 
