@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess  # noqa: TID251 - a server that can be killed
 import sys
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -147,7 +148,8 @@ async def test_children_that_wait_may_die(anyio_backend: str) -> None:
                 while not (waiting := children(link.pid)):
                     await anyio.lowlevel.checkpoint()
                 for pid in waiting:
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                     wait_for_end(pid)
                 finished = await run_command(runner, Command(argv=("echo", "ran")))
                 assert finished.stdout == b"ran\n"

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,10 +100,11 @@ def _sleeping_init(pid: int) -> bool:
 
 
 def _end(token: str) -> list[int]:
-    """Kill what has `token` in its command line, and return which that was."""
+    """Kill what has `token` in its command line, and return which that was; who ended with its pid 1 needs no kill."""
     left = processes_with(token)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return left
 
 
