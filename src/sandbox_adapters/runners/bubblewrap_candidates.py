@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-_VERSION_SECONDS = 5
+_VERSION_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)

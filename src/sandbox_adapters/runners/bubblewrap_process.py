@@ -26,8 +26,9 @@ from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.ports.runner import Launch, ProcessExit, Stream
 
 _BWRAP_PREFIX = b"bwrap: "
-_HOLD_SECONDS = 1.0
-"""bwrap exits at once after a complaint; a program that prints the same words first waits this long at most."""
+_HOLD_SECONDS = 10.0
+"""bwrap exits after a complaint as soon as the machine lets it; a program that prints the same words first waits this
+long at most."""
 _MAX_COMPLAINT_BYTES = 64 * 1024
 _SIGNAL_BASE = 128
 _END_SECONDS = 20
@@ -67,6 +68,8 @@ class BubblewrapProcess:
         self._processes_left: int | None = None
         self._first_stderr = True
         self._held = b""
+        self._given: bytes | None = None
+        """What a reader got that may be bwrap's complaint, from when it was held no longer; the first of it."""
         self._last_words = LastWords()
 
     @property
@@ -101,14 +104,16 @@ class BubblewrapProcess:
             if not (self._first_stderr and data.startswith(_BWRAP_PREFIX)):
                 if data or not self._held:
                     self._first_stderr = False
-                    return data
+                    return self._note_given(data)
             else:
                 self._held = data
                 with anyio.move_on_after(_HOLD_SECONDS):
                     await self._ended.wait()
+                if self._exit is None:
+                    self._given = b""
         self._first_stderr = False
         data, self._held = self._held[:max_bytes], self._held[max_bytes:]
-        return data
+        return self._note_given(data)
 
     async def send_stdin(self, data: bytes) -> None:
         """See Process. bwrap and the sandbox's pid 1 hold the pipe too, so that only its whole end closes it."""
@@ -204,16 +209,20 @@ class BubblewrapProcess:
             self._last_words.add(more)
         return self._last_words.with_denials(exit_, self._launch.policy)
 
+    def _note_given(self, data: bytes) -> bytes:
+        if self._given is not None and len(self._given) < _MAX_COMPLAINT_BYTES:
+            self._given += data
+        return data
+
     def _finish_failed_start(self) -> None:
-        if not self._first_stderr and not self._held:
-            # A reader was given the words already, as the program's own.
-            printed = b""
-        else:
-            printed = self._held
-            while len(printed) < _MAX_COMPLAINT_BYTES and (more := self._stderr.read_now(_MAX_COMPLAINT_BYTES)):
-                printed += more
+        unread = self._held
+        if self._first_stderr or unread or self._given is not None:
+            while len(unread) < _MAX_COMPLAINT_BYTES and (more := self._stderr.read_now(_MAX_COMPLAINT_BYTES)):
+                unread += more
+        printed = (self._given or b"") + unread
         failed: FailedStart = failed_start(self._launch.command, printed.decode(errors="replace"))
-        self._held = failed.stderr
+        # What a reader was given cannot be taken back, so the rest of the same words follows it.
+        self._held = failed.stderr if self._given is None else unread
         self._stderr.close()
         self._end(failed.exit)
 

@@ -16,7 +16,8 @@ from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
 from sandbox_core.ports.runner import Launch, Process, ProcessExit, Stream
 
-_SECONDS = 10
+_SECONDS = 30
+"""Much more than it takes: a machine is busiest when servers start, and one that cannot isolate says so at once."""
 _WORKSPACE_MB = 1
 _MARK = "@@"
 _SCRIPT = """

@@ -25,8 +25,8 @@ _log = logging.getLogger("sandbox_adapters.runners")
 PROXY_PORT = 3128
 """Where the proxy is, on the loopback of each sandbox; nothing else can be there before it."""
 
-_START_SECONDS = 10
-"""The helper gives up by itself after five."""
+_START_SECONDS = 30
+"""The helper gives up by itself after twenty."""
 _INTERCEPTED = "ends in the proxy for hosts that get a secret of the operator's"
 _RULES = {"address": "addresses"}
 

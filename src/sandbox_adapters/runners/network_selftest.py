@@ -14,7 +14,7 @@ from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.ports.runner import Launch, Process, Stream
 
-_SECONDS = 10
+_SECONDS = 30
 _LISTENING = f"0100007F:{PROXY_PORT:04X} 00000000:0000 0A"
 """How the kernel shows a socket that listens at 127.0.0.1 (proc_net_tcp in its documentation)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import anyio
 import pytest
 
@@ -114,7 +116,7 @@ class StreamContract:
                 await finish(process)
 
     async def test_a_daemon_that_holds_the_output_ends_with_its_command(self, runner: ProcessRunner) -> None:
-        seconds = "1000.4711"
+        seconds = f"1000.{uuid.uuid4().int}"
         script = f"(setsid sleep {seconds} &) ; sleep {seconds} & echo started"
         finished = await run_command(runner, Command(shell=script))
         assert finished.stdout == b"started\n"

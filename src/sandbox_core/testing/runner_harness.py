@@ -15,7 +15,7 @@ from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.runner import Launch, Process, ProcessExit, ProcessRunner, Stream
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 """The bound of every wait in the suite."""
 READ_BYTES = 65536
 NO_POLICY = ExecutionPolicy()

@@ -13,7 +13,7 @@ from tests.integration.attacks.conftest import identity, python_for
 
 pytestmark = pytest.mark.integration
 
-_SECONDS = 60
+_SECONDS = 100
 _HOG = """
 import resource, signal, socket
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 
 TOKEN = "correct-horse-battery-staple"
 BODY = json.dumps(modern_request("tools/list", {})).encode()
-_SECONDS = 20
+_SECONDS = 60
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from tests.stopping import pause, wait_stopped
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-_BOUND_SECONDS = 20
+_BOUND_SECONDS = 60
 _RUNS = 100
 _TRIES = 300
 _SERVER = """

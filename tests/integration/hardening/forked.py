@@ -20,7 +20,7 @@ class EndedBySignal(Exception):
     """The child was killed; `args[0]` is the signal."""
 
 
-def in_child(function: Callable[[], Any], *, seconds: int = 20) -> Any:
+def in_child(function: Callable[[], Any], *, seconds: int = 60) -> Any:
     """Return what `function` returned in a child, by JSON. Raises EndedBySignal, AssertionError with its trace."""
     read, write = os.pipe()
     pid = os.fork()

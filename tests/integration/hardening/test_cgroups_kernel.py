@@ -73,7 +73,7 @@ def wait_for(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def wait_until_gone(pids: set[int], seconds: float = 10) -> None:
+def wait_until_gone(pids: set[int], seconds: float = 60) -> None:
     for pid in pids:
         try:
             descriptor = os.pidfd_open(pid)

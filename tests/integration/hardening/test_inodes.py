@@ -68,7 +68,7 @@ async def test_the_record_says_what_bounds_them(without_cgroups: BubblewrapRunne
 
 async def test_a_kill_at_any_moment_of_the_preparation_ends_it(without_cgroups: BubblewrapRunner) -> None:
     for tenths in range(30):
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             async with without_cgroups.start(launch_of(Command(argv=("sleep", "100")), _WORKSPACE)) as process:
                 with anyio.move_on_after(tenths / 2000):
                     await process.wait()

@@ -113,7 +113,7 @@ WORK: dict[str, tuple[str, list[str]]] = {
     "sqlite3": ("sqlite3", ["/bin/sh", "-ec", _SQLITE]),
     "bash": ("bash", ["bash", "-c", "set -o pipefail; coproc cat; diff <(seq 9) <(seq 9) | cat && (echo ok & wait)"]),
     "files": ("tar", ["/bin/bash", "-ec", _FILES_WORK]),
-    "timeout and job control": ("bash", ["bash", "-c", "set -m; sleep 60 & kill %1; wait %1; timeout 5 echo ok"]),
+    "timeout and job control": ("bash", ["bash", "-c", "set -m; sleep 60 & kill %1; wait %1; timeout 60 echo ok"]),
     "file": ("file", ["/bin/sh", "-c", "file -b /bin/sh > /dev/null && echo ok"]),
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def under_bwrap(command: Sequence[str], *, filtered: bool = True) -> subprocess.
         option = ["--seccomp", str(descriptor)] if filtered else []
         return subprocess.run(
             [str(program.path), *_NAMESPACES, *_FILES, *option, "--", *command],
-            pass_fds=[descriptor], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+            pass_fds=[descriptor], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
     finally:
         os.close(descriptor)

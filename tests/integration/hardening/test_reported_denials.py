@@ -52,7 +52,7 @@ async def test_a_refusal_comes_back_with_its_rule(
 async def test_what_was_not_read_yet_counts_and_is_not_lost(runner: BubblewrapRunner) -> None:
     lines = b"".join(b"touch: cannot touch '/usr/%d': Read-only file system\n" % number for number in range(3))
     command = Command(argv=("touch", "/usr/0", "/usr/1", "/usr/2"))
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with runner.start(launch_of(command)) as process:
             exit_ = await process.wait()
             text = b""

@@ -143,7 +143,7 @@ async def test_children_that_wait_may_die(anyio_backend: str) -> None:
     async with BubblewrapRunner(spares=0) as runner:
         link = runner._link
         assert link is not None
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             for _ in range(3):
                 while not (waiting := children(link.pid)):
                     await anyio.lowlevel.checkpoint()
@@ -178,7 +178,7 @@ def wait_for_end(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        assert select.select([descriptor], [], [], 15)[0], f"{pid} lives"
+        assert select.select([descriptor], [], [], 60)[0], f"{pid} lives"
     finally:
         os.close(descriptor)
 

@@ -155,7 +155,7 @@ async def test_an_unprivileged_server_holds_the_same_limits(anyio_backend: str) 
     if interpreter is None or not all(reachable_by_everyone(Path(path)) for path in (bwrap, sys.prefix)):
         pytest.skip("another uid reaches no interpreter, no bwrap or not this checkout")
     program = f"BWRAP = {str(bwrap)!r}\nCOUNT = {_COUNT_FORKS!r}\n{_UNPRIVILEGED}"
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
         done = await anyio.run_process(
             [interpreter, "-c", program],
             check=False,

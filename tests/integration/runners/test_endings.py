@@ -24,7 +24,7 @@ with open_cgroups(("memory", "pids")) as _seen:
     FOUND = frozenset(_seen.controllers)
 
 POLICY = ExecutionPolicy(resource_limits=ResourceLimits(max_memory_mb=512, max_processes=50, workspace_mb=16))
-_BOUND_SECONDS = 20
+_BOUND_SECONDS = 60
 _ASKED = """
 (trap 'echo child; exit 0' TERM; echo one; while :; do sleep 0.02; done) &
 trap 'wait; echo parent; exit 5' TERM; echo two; while :; do sleep 0.02; done

@@ -25,7 +25,7 @@ from tests.stopping import pause
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-_BOUND_SECONDS = 20
+_BOUND_SECONDS = 60
 _SERVER = """
 import anyio, sys
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner

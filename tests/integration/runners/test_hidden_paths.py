@@ -70,7 +70,7 @@ async def test_an_unprivileged_server_hides_it_too(anyio_backend: str) -> None:
         pytest.skip("does not apply: the other tests are the unprivileged ones then")
     who = identity(root=False)
     assert who["user"] == NOBODY
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
         done = await anyio.run_process([python_for(root=False), "-c", _SERVER], check=False, **who)
     assert (done.stdout, done.returncode) == (b"0 ", 0), done.stderr.decode()
 

@@ -54,7 +54,7 @@ async def test_it_gives_each_execution_one_of_the_ids_that_it_has(anyio_backend:
     if os.geteuid() != 0:
         pytest.skip("does not apply: only root makes such a container")
     python = python_for(root=False)
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
         done = await anyio.run_process(
             [python, "-c", _CONTAINER, python, _SERVER, str(_MAPPED)],
             check=False,

@@ -37,7 +37,7 @@ async def open_warm(spares: int = 2) -> AsyncIterator[BubblewrapRunner]:
     async with BubblewrapRunner(spares=spares) as runner:
         for _ in range(2):
             await run_command(runner, Command(shell="true"), POLICY)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while spares and ready(runner) < spares:
                 await anyio.lowlevel.checkpoint()
         yield runner
@@ -92,7 +92,7 @@ async def test_the_launchers_death_costs_only_the_spares() -> None:
         link = runner._link
         assert link is not None
         os.kill(link.pid, signal.SIGKILL)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while link.alive:
                 await anyio.lowlevel.checkpoint()
         finished = await run_command(runner, Command(shell="echo fine"), POLICY)

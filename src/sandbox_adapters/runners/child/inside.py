@@ -27,7 +27,7 @@ LISTENER_MADE = b"+"
 
 _NS_GET_USERNS = 0xB701
 _IP_FREEBIND = 15
-_SECONDS = 5
+_SECONDS = 20
 _UNKNOWN = 255
 
 
@@ -68,7 +68,7 @@ class Preparation:
 def start(pid: int, parent: int, uid: int, work: Callable[[int], None]) -> int:
     """Fork a helper that calls `work` with the open /proc directory of `pid`, a child of `parent`; return its pid.
 
-    It ends by itself within 5 s, and with the launcher. Raises OSError.
+    It ends by itself within 20 s, and with the launcher. Raises OSError.
     """
     process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
