@@ -28,7 +28,7 @@ import pytest
 from tests.ports import free_port
 from tests.stopping import pause
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.01
 
 

@@ -123,7 +123,8 @@ class RabbitServer:
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
             raise RuntimeError(f"rabbitmq-server ended: {(self.directory / 'output').read_text()[-2000:]}")
-        return _listens(self.port)
+        # It listens on one after the other.
+        return _listens(self.port) and _listens(self.tls_port)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ async def redis_harness(
     """Open a store on an emptied server."""
     server.ask("FLUSHALL")
     clock = FakeClock()
-    given = RedisOptions(url=SecretStr(server.url), **options)  # type: ignore[arg-type]  # of the test
+    given = RedisOptions(url=SecretStr(server.url), timeout_seconds=20, **options)  # type: ignore[arg-type]  # of the test
     async with (
         RedisConnection(given) as redis,
         store_type(redis, clock, ttl_seconds=TTL_SECONDS, time=TEST_TIME) as store,

@@ -26,8 +26,8 @@ def satisfies_the_port(channel: LocalControlChannel) -> ControlChannel:
 
 class TestLocalControlChannel(ControlChannelContract):
     @pytest.fixture
-    def channels(self) -> ControlChannels:
-        channel = LocalControlChannel(answer_timeout_seconds=0.3)
+    def channels(self, answer_seconds: float) -> ControlChannels:
+        channel = LocalControlChannel(answer_timeout_seconds=answer_seconds)
         return ControlChannels(channel, channel)
 
 
@@ -55,7 +55,7 @@ class TestBeyondTheContract:
                 assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
     async def test_a_message_that_was_given_up_unhandled_is_dropped(self, execution_id: ExecutionId) -> None:
-        channel, recorder = LocalControlChannel(answer_timeout_seconds=0.05), Recorder()
+        channel, recorder = LocalControlChannel(answer_timeout_seconds=1), Recorder()
         recorder.hold()
 
         async def tell(data: bytes) -> None:

@@ -24,7 +24,7 @@ from sandbox_core.ports.store import Place, Quota
 from sandbox_core.testing.fleet_contract import MakeFleet, SharedFleetContract
 from tests.redis_server import RedisServer
 
-BOUND_SECONDS = 10
+BOUND_SECONDS = 60
 RECORD = BackRecord(
     node=NodeId("host-1234"),
     host="host",
@@ -50,7 +50,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def connection(anyio_backend: str, redis_server: RedisServer) -> AsyncIterator[RedisConnection]:
-    async with RedisConnection(RedisOptions(SecretStr(redis_server.url), prefix="f", timeout_seconds=2)) as opened:
+    async with RedisConnection(
+        RedisOptions(SecretStr(redis_server.url), prefix="f", timeout_seconds=BOUND_SECONDS)
+    ) as opened:
         yield opened
 
 

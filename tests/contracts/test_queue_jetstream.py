@@ -24,7 +24,7 @@ from sandbox_core.testing.queue_contract import ExecutionQueueContract
 from sandbox_core.testing.queue_harness import Gate, MakeQueue, everyone, item, take_all
 from tests.nats_server import NatsServer
 
-BOUND_SECONDS = 30
+BOUND_SECONDS = 60
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ class Join(Protocol):
 
 
 async def opened(server: NatsServer, stack: AsyncExitStack, prefix: str, **options: object) -> JetStreamQueue:
-    nats = NatsOptions(SecretStr(server.url), prefix=prefix, timeout_seconds=5)
+    nats = NatsOptions(SecretStr(server.url), prefix=prefix, timeout_seconds=20)
     connection = await stack.enter_async_context(NatsConnection(nats))
     return await stack.enter_async_context(JetStreamQueue(connection=connection, **options))  # type: ignore[arg-type]  # of the test
 

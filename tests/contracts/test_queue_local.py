@@ -93,7 +93,7 @@ class TestBeyondTheContract:
                 await places.acquire()
                 await queue.take(admit)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(serve)
                 async with anyio.create_task_group() as burst:
@@ -109,7 +109,7 @@ class TestBeyondTheContract:
             asked.set()
             return False
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(queue.take, refuse)
                 await queue.put(item())
@@ -136,7 +136,7 @@ class TestBeyondTheContract:
                 await queue.put(item())
             refused.append(caught.value)
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await queue.put(item())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(take)
@@ -162,7 +162,7 @@ class TestBeyondTheContract:
             await may_answer.wait()
             return False
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await queue.put(put)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(queue.take, refuse)
@@ -192,7 +192,7 @@ class TestBeyondTheContract:
             await anyio.sleep_forever()
             return True
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await queue.put(put)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(queue.take, ask_for_ever)

@@ -80,7 +80,7 @@ class TestWakes:
                 if len(taken) == len(puts):
                     tasks.cancel_scope.cancel()
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 for queue, offers in zip(queues, kinds, strict=True):
                     tasks.start_soon(work, queue, offers, tasks)
@@ -216,7 +216,7 @@ async def test_kinds_of_takers_are_bounded_and_one_more_still_takes(join: Join, 
         await blocked(redis_server)
         assert redis_server.ask("HLEN", "one:queue:kinds") == MAX_KINDS
         await front.put(put := item("a", None, "gpu"))
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not taken:  # noqa: ASYNC110  # it looks by itself
                 await anyio.sleep(0.05)
     assert taken == [put]

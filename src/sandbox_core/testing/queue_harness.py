@@ -11,7 +11,7 @@ import anyio.lowlevel
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId, new_execution_id
 from sandbox_core.ports.queue import ExecutionQueue, QueueItem
 
-BOUND_SECONDS = 10
+BOUND_SECONDS = 60
 """Real seconds after which a test of the contract fails instead of hanging."""
 
 

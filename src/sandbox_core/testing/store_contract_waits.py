@@ -12,7 +12,7 @@ from sandbox_core.ports.store import Claim
 from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending, printed
 from sandbox_core.testing.store_harness import StoreHarness
 
-_BOUND_SECONDS = 10
+_BOUND_SECONDS = 30
 
 
 @pytest.mark.anyio

@@ -16,6 +16,10 @@ from sandbox_core.testing.samples import NODE, pending
 from tests.redis_server import RedisServer
 
 CLOCK = SystemClock()
+ANSWER_SECONDS = 20.0
+"""What a Redis has for an answer that works, however busy the machine is."""
+PATIENT = {"redis_timeout_seconds": ANSWER_SECONDS}
+"""The same as a setting."""
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def anyio_backend() -> str:
 async def opened(
     server: RedisServer | str,
     *,
-    timeout_seconds: float = 0.5,
+    timeout_seconds: float = ANSWER_SECONDS,
     ttl_seconds: float = 3600,
     prefix: str = "",
     starts_here: bool = True,

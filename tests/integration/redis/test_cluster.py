@@ -12,7 +12,7 @@ from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import StoreUnavailable
 from tests.integration.mcp.harness import call, connected, eventually
-from tests.integration.redis.conftest import CLOCK
+from tests.integration.redis.conftest import ANSWER_SECONDS, CLOCK
 from tests.integration.workers.harness import fleet
 from tests.redis_server import RedisServer, need_redis, running_cluster
 
@@ -43,7 +43,7 @@ async def test_servers_and_workers_keep_all_they_have_in_one_slot(tmp_path: Path
 async def test_streams_of_older_clients_are_kept_there_too() -> None:
     need_redis()
     with running_cluster() as cluster:
-        options = RedisOptions(SecretStr(cluster.url), prefix="team", hash_tag=True)
+        options = RedisOptions(SecretStr(cluster.url), timeout_seconds=ANSWER_SECONDS, prefix="team", hash_tag=True)
         async with RedisConnection(options) as redis, MessageLog(redis, ttl_seconds=60) as log:
             name = StreamName("alice", "a" * 32, "b" * 32)
             async with log.following(name) as following:
@@ -71,7 +71,7 @@ async def test_a_cluster_that_does_not_fit_says_what_to_set() -> None:
 
 async def complaint(cluster: RedisServer, *, hash_tag: bool) -> str:
     """Return why `/health` of a server would be 503."""
-    options = RedisOptions(SecretStr(cluster.url), hash_tag=hash_tag)
+    options = RedisOptions(SecretStr(cluster.url), timeout_seconds=ANSWER_SECONDS, hash_tag=hash_tag)
     async with RedisConnection(options) as redis, RedisStateStore(redis, CLOCK) as store:
         with pytest.raises(StoreUnavailable) as caught:
             await store.ping()

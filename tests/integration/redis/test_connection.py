@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 import pytest
@@ -11,10 +12,11 @@ from pydantic import SecretStr
 
 from sandbox_adapters.redis_connection import LuaScript, RedisConnection, RedisOptions, key_part
 from sandbox_core.domain.errors import StoredDataCorrupt, StoreUnavailable
+from tests.integration.redis.conftest import ANSWER_SECONDS
 from tests.redis_server import RedisServer, running_redis
 
 pytestmark = pytest.mark.anyio
-_BOUND_SECONDS = 10
+_BOUND_SECONDS = 60
 
 
 @pytest.fixture
@@ -22,8 +24,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def options(url: str, **others: object) -> RedisOptions:
-    return RedisOptions(url=SecretStr(url), timeout_seconds=0.5, **others)  # type: ignore[arg-type]  # of the test
+def options(url: str, *, timeout_seconds: float = ANSWER_SECONDS, **others: object) -> RedisOptions:
+    return RedisOptions(url=SecretStr(url), timeout_seconds=timeout_seconds, **others)  # type: ignore[arg-type]  # of the test
 
 
 async def test_a_command_and_a_script_are_answered(redis_server: RedisServer) -> None:
@@ -74,12 +76,24 @@ async def test_a_dead_connection_is_replaced_without_an_error(own_redis: RedisSe
 
 
 async def test_a_server_that_hangs_is_given_up_in_bounded_time(own_redis: RedisServer) -> None:
-    async with RedisConnection(options(own_redis.url)) as redis:
+    async with RedisConnection(options(own_redis.url, timeout_seconds=0.5)) as redis:
         own_redis.pause()
         with anyio.fail_after(_BOUND_SECONDS), pytest.raises(StoreUnavailable, match=r"did not answer within 0\.5 s"):
             await redis.command("PING")
         own_redis.resume()
-        assert await redis.command("PING") is not None
+        with anyio.fail_after(_BOUND_SECONDS):
+            await _answers(redis)
+
+
+async def _answers(redis: RedisConnection) -> None:
+    """Return at the first answer: half a second may be too short for it."""
+    while True:
+        with suppress(StoreUnavailable):
+            return await _ping(redis)
+
+
+async def _ping(redis: RedisConnection) -> None:
+    assert await redis.command("PING") is not None
 
 
 @pytest.mark.parametrize(

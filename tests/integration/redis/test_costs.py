@@ -15,7 +15,7 @@ from sandbox_core.domain.ids import ExecutionId, SessionId
 from sandbox_core.ports.store import ListQuery
 from sandbox_core.testing.samples import NODE, WIDE, cancelled, exited, pending, place_of, printed
 from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
-from tests.integration.redis.conftest import CLOCK, claimed, opened
+from tests.integration.redis.conftest import CLOCK, PATIENT, claimed, opened
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -24,14 +24,15 @@ _ROUNDS = 20
 
 
 async def test_a_short_execution_takes_six_round_trips(redis_server: RedisServer) -> None:
-    settings = Settings.model_validate({"redis_url": redis_server.url})
+    # Nothing is renewed or swept meanwhile, however long it takes.
+    settings = Settings.model_validate({"redis_url": redis_server.url, "lease_seconds": 3600, **PATIENT})
     async with open_sandbox(settings, runner=ScriptedRunner({"true": Script()}, clock=CLOCK)) as sandbox:
         await sandbox.run("true")
         before = redis_server.commands()
         for _ in range(_ROUNDS):
             await sandbox.run("true", session_id="s")
         used = redis_server.commands() - before
-    # create, reserve, claim and release; the appends are two, or more on a slow machine. A renewal may fall between.
+    # create, reserve, claim and release; the appends are two, or more on a slow machine.
     assert used["evalsha"] - used["rpush"] <= 4 * _ROUNDS + 6
     assert used["rpush"] <= 4 * _ROUNDS
     assert used["eval"] + used["subscribe"] + used["unsubscribe"] <= 4
@@ -63,7 +64,7 @@ async def test_a_worker_claims_what_others_created_in_two_round_trips(redis_serv
 
 
 async def test_output_costs_far_fewer_round_trips_than_events(redis_server: RedisServer) -> None:
-    settings = Settings.model_validate({"redis_url": redis_server.url, "runner": "local"})
+    settings = Settings.model_validate({"redis_url": redis_server.url, "runner": "local", **PATIENT})
     async with open_sandbox(settings) as sandbox:
         before = redis_server.commands()
         result = await sandbox.run("head -c 8388608 /dev/zero")
@@ -107,7 +108,7 @@ async def test_the_end_of_a_long_log_costs_what_that_of_a_short_one_does(redis_s
 
 async def test_a_page_of_a_long_list_is_found_without_a_scan(redis_server: RedisServer) -> None:
     session, count = SessionId("s"), 2000
-    async with opened(redis_server, timeout_seconds=10) as store:
+    async with opened(redis_server) as store:
 
         async def finished(number: int) -> None:
             for _ in range(number):

@@ -11,17 +11,18 @@ from pydantic import SecretStr
 
 from sandbox_adapters.message_log import MessageLog, StreamName
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
+from tests.integration.redis.conftest import ANSWER_SECONDS
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
-EVENT_SECONDS = 30
+EVENT_SECONDS = 60
 NAME = StreamName("alice", "a" * 32, "b" * 32)
 
 
 @asynccontextmanager
 async def opened(own_redis: RedisServer) -> AsyncIterator[tuple[MessageLog, RedisConnection]]:
-    options = RedisOptions(url=SecretStr(own_redis.url), timeout_seconds=5, prefix="p")
+    options = RedisOptions(url=SecretStr(own_redis.url), timeout_seconds=ANSWER_SECONDS, prefix="p")
     async with RedisConnection(options) as connection, MessageLog(connection, ttl_seconds=60) as log:
         yield log, connection
 

@@ -19,7 +19,7 @@ from sandbox_core.domain.errors import ClaimRefused, LeaseLost
 from sandbox_core.domain.ids import NodeId, SessionId
 from sandbox_core.ports.store import Place, Quota, Scope
 from sandbox_core.testing.samples import NODE, OTHER_NODE, ended, exited, pending, place_of, printed
-from tests.integration.redis.conftest import CLOCK, claimed, opened
+from tests.integration.redis.conftest import ANSWER_SECONDS, CLOCK, PATIENT, claimed, opened
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ class SkewedClock(SystemClock):
 
 @asynccontextmanager
 async def skewed(server: RedisServer, hours: float) -> AsyncIterator[RedisStateStore]:
-    options = RedisOptions(url=SecretStr(server.url))
+    options = RedisOptions(url=SecretStr(server.url), timeout_seconds=ANSWER_SECONDS)
     async with RedisConnection(options) as redis, RedisStateStore(redis, SkewedClock(hours)) as store:
         yield store
 
@@ -70,18 +70,23 @@ async def test_a_quota_of_a_session_holds_across_replicas_and_survives_a_crash(r
     async with AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(opened(redis_server)) for _ in range(3)]
         answers: list[Scope | None] = []
+        held: list[Place] = []
 
         async def reserve(store: RedisStateStore, node: str) -> None:
             execution = pending(CLOCK, session_id=session)
             place = Place(execution.id, NodeId(node), execution.principal, session)
-            answers.append(await store.reserve(place, quota, lease_seconds=0.3))
+            answers.append(await store.reserve(place, quota, lease_seconds=600))
+            if answers[-1] is None:
+                held.append(place)
 
         async with anyio.create_task_group() as tasks:
             for number in range(30):
                 tasks.start_soon(reserve, stores[number % 3], f"node-{number % 3}")
         assert answers.count(None) == 5
         assert answers.count(Scope.SESSION) == 25
-        # Nobody releases or renews: every holder has crashed.
+        # Nobody releases or renews any more: every holder has crashed.
+        for place in held:
+            assert await stores[0].reserve(place, quota, lease_seconds=0.05) is None
         execution = pending(CLOCK, session_id=session)
         with anyio.fail_after(_BOUND_SECONDS):
             while await stores[0].reserve(place_of(execution, NODE), quota, lease_seconds=15) is not None:
@@ -89,7 +94,9 @@ async def test_a_quota_of_a_session_holds_across_replicas_and_survives_a_crash(r
 
 
 async def test_a_place_that_one_replica_gives_back_is_taken_by_another_s_queue(redis_server: RedisServer) -> None:
-    settings = Settings.model_validate({"redis_url": redis_server.url, "runner": "local", "max_per_session": 1})
+    settings = Settings.model_validate(
+        {"redis_url": redis_server.url, "runner": "local", "max_per_session": 1, "lease_seconds": 3600, **PATIENT}
+    )
     async with open_sandbox(settings) as one, open_sandbox(settings) as two:
         blocker = await one.submit("read line", interactive=True, session_id="s")
         await one.service.wait(one.principal, blocker, after=0)
@@ -98,12 +105,13 @@ async def test_a_place_that_one_replica_gives_back_is_taken_by_another_s_queue(r
             await two.wait(waiting)
         assert early.cancelled_caught
         await two.send_stdin(blocker, b"go\n")
-        with anyio.fail_after(4):
+        # Nobody looks by himself within this time.
+        with anyio.fail_after(_BOUND_SECONDS):
             assert (await one.wait(waiting)).stdout == b"ran\n"
 
 
 async def test_any_replica_reads_feeds_cancels_and_lists_what_another_runs(redis_server: RedisServer) -> None:
-    settings = Settings.model_validate({"redis_url": redis_server.url, "runner": "local"})
+    settings = Settings.model_validate({"redis_url": redis_server.url, "runner": "local", **PATIENT})
     with anyio.fail_after(_BOUND_SECONDS):
         async with open_sandbox(settings) as one, open_sandbox(settings) as two:
             fed = await one.submit("read line; echo got $line", interactive=True, session_id="s")
@@ -125,9 +133,9 @@ async def test_who_creates_for_others_hears_of_them_from_the_beginning(
     # Whoever hoped that it runs here would hear nothing for this long.
     monkeypatch.setattr("sandbox_adapters.stores.redis._HERE_SECONDS", 1000)
     async with (
-        RedisConnection(RedisOptions(url=SecretStr(redis_server.url))) as redis,
+        RedisConnection(RedisOptions(url=SecretStr(redis_server.url), timeout_seconds=ANSWER_SECONDS)) as redis,
         RedisStateStore(redis, CLOCK, starts_here=False) as front,
-        opened(redis_server, timeout_seconds=2) as back,
+        opened(redis_server) as back,
     ):
         execution = await front.create(pending(CLOCK))
         with anyio.fail_after(_BOUND_SECONDS):

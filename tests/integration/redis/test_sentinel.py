@@ -17,7 +17,7 @@ from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from sandbox_adapters.stores.redis import RedisStateStore
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.testing.samples import NODE, pending, printed
-from tests.integration.redis.conftest import CLOCK
+from tests.integration.redis.conftest import ANSWER_SECONDS, CLOCK
 from tests.redis_server import RedisServer, running_redis
 
 pytestmark = pytest.mark.anyio
@@ -26,11 +26,11 @@ _BOUND_SECONDS = 60
 
 @contextmanager
 def watching(master: RedisServer, directory: Path) -> Iterator[RedisServer]:
-    """Run a Sentinel. It looks for replicas at once, and then every 10 s."""
+    """Run a Sentinel. It looks for replicas at once, and then every 10 s; it takes no slow master for a dead one."""
     configuration = directory / "sentinel.conf"
     configuration.write_text(
         f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
-        "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+        "sentinel down-after-milliseconds main 60000\nsentinel failover-timeout main 2000\n"
     )
     with running_redis(sentinel=configuration) as server:
         yield server
@@ -47,7 +47,7 @@ def sentinel(own_redis: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
 def options(sentinel: RedisServer, user: str = "app:data-s3cret@") -> RedisOptions:
     return RedisOptions(
         url=SecretStr(f"redis://{user}unused:1/0"),
-        timeout_seconds=0.5,
+        timeout_seconds=ANSWER_SECONDS,
         sentinels=(f"127.0.0.1:{sentinel.port}",),
         sentinel_service="main",
     )

@@ -7,6 +7,8 @@ import os
 import subprocess  # noqa: TID251  # runs the program under test
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 from mcp import Client
@@ -26,8 +28,15 @@ async def told(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
 
 
 async def health(server: Server) -> dict[str, Any]:
-    async with httpx2.AsyncClient(headers=server.headers) as http:
+    async with httpx2.AsyncClient(headers=server.headers, timeout=60) as http:
         return dict((await http.get(f"{server.url}/health")).json())
+
+
+async def is_soon(server: Server, status: str) -> None:
+    """Wait for this in /health: a busy machine may make it miss an answer."""
+    with anyio.fail_after(60):
+        while (await health(server))["status"] != status:
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_second_server_answers_for_what_the_first_started() -> None:
@@ -37,19 +46,19 @@ async def test_a_second_server_answers_for_what_the_first_started() -> None:
             async with one.client() as first, two.client() as second:
                 started = await told(first, "execute_code_async", command="echo begun; sleep 60", session_id="s")
                 execution_id = started["execution_id"]
-                page = await told(second, "get_execution_output", execution_id=execution_id, wait_seconds=10)
+                page = await told(second, "get_execution_output", execution_id=execution_id, wait_seconds=60)
                 assert page["stdout"] in ("", "begun\n")
                 await told(second, "cancel_execution", execution_id=execution_id)
-                ended = await told(first, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+                ended = await told(first, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
                 assert ended["status"] == "cancelled"
             assert (await health(one))["store"] == "redis"
-            assert (await health(two))["status"] == "ok"
+            await is_soon(two, "ok")
             for server in (one, two):
                 log = server.log.read_text()
                 assert "Redis connected - distributed mode enabled" in log
                 assert "s3cret" not in log
             redis.stop()
-            assert (await health(one))["status"] == "unavailable"
+            await is_soon(one, "unavailable")
 
 
 def test_a_wrong_password_ends_the_server_without_showing_it() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 from pydantic import SecretStr
 
@@ -15,6 +16,8 @@ from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.testing import Script, ScriptedRunner
 from tests.certificates import self_signed
+from tests.integration.redis.conftest import ANSWER_SECONDS
+from tests.ports import free_port
 from tests.redis_server import running_redis
 
 pytestmark = pytest.mark.anyio
@@ -36,9 +39,7 @@ def tls_port(certificate: Path) -> Iterator[int]:
     """The port of a Redis that asks for a password and speaks TLS there."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is missing; apt-get install redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     with running_redis(
         *("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-auth-clients", "no"),
         *("--tls-key-file", str(certificate.with_name("redis.key")), "--tls-ca-cert-file", str(certificate)),
@@ -49,10 +50,15 @@ def tls_port(certificate: Path) -> Iterator[int]:
 
 async def test_a_whole_sandbox_keeps_its_state_behind_tls(certificate: Path, tls_port: int) -> None:
     url = f"rediss://app:s3cret@127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}"
-    async with open_sandbox(Settings(redis_url=SecretStr(url)), runner=ScriptedRunner({"true": Script()})) as sandbox:
+    async with open_sandbox(
+        Settings(redis_url=SecretStr(url), redis_timeout_seconds=ANSWER_SECONDS),
+        runner=ScriptedRunner({"true": Script()}),
+    ) as sandbox:
         result = await sandbox.run("true")
         assert (result.status, result.exit_code) == ("completed", 0)
-        assert (await sandbox.health()).status == "ok"
+        with anyio.fail_after(60):
+            while (await sandbox.health()).status != "ok":
+                await anyio.lowlevel.checkpoint()
         assert [entry.id for entry in (await sandbox.list()).executions] == [result.execution_id]
 
 
