@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import subprocess  # noqa: TID251  # the command line is a program
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +31,29 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     bare = {name: value for name, value in os.environ.items() if not name.upper().startswith("SANDBOX_")}
     bare.pop("REDIS_URL", None)
     return {**bare, **extra}
+
+
+def line_from(pipe: IO[bytes] | None) -> bytes:
+    """Return the next line, in bounded time. Reads past the pipe's own buffer, which select(2) knows nothing of."""
+    assert pipe is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([pipe], [], [], WAIT_SECONDS)[0], f"only {line!r} came"
+        piece = os.read(pipe.fileno(), 1)
+        if not piece:
+            break
+        line += piece
+    return line
+
+
+@contextlib.contextmanager
+def heard_interrupts() -> Iterator[None]:
+    """Let programs start with SIGINT as people have it: a shell ignores it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -62,15 +87,16 @@ def started(tmp_path: Path) -> StartCli:
         preexec: Callable[[], object] | None = None,
         **variables: str,
     ) -> Iterator[Running]:
-        process = subprocess.Popen(
-            [program(name), *arguments],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-            env=environment(variables),
-            preexec_fn=preexec,
-        )
+        with heard_interrupts():
+            process = subprocess.Popen(
+                [program(name), *arguments],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=tmp_path,
+                env=environment(variables),
+                preexec_fn=preexec,
+            )
         try:
             yield process
         finally:

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import signal
 import subprocess  # noqa: TID251  # the command line is a program
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import IO
 
 import pytest
+
+from tests.integration.cli.conftest import WAIT_SECONDS, line_from
 
 Start = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
 
 pytestmark = pytest.mark.integration
-
-WAIT_SECONDS = 60
-
-
-def line_from(pipe: IO[bytes] | None) -> bytes:
-    """Return the next line, in bounded time."""
-    assert pipe is not None
-    line = b""
-    while not line.endswith(b"\n"):
-        assert select.select([pipe], [], [], WAIT_SECONDS)[0], f"only {line!r} came"
-        piece = os.read(pipe.fileno(), 1)
-        if not piece:
-            break
-        line += piece
-    return line
 
 
 def test_the_first_line_comes_while_the_command_runs(started: Start) -> None:
@@ -57,7 +42,8 @@ def test_json_events_come_while_the_command_runs(started: Start) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_lets_the_command_end_by_itself(started: Start, number: signal.Signals, code: int) -> None:
-    with started("run", "-c", "trap 'echo ending; exit 0' TERM; echo ready; while :; do sleep 0.1; done") as process:
+    script = "trap 'echo ending; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
+    with started("run", "-c", script, SANDBOX_KILL_GRACE_SECONDS="3000") as process:
         assert line_from(process.stdout) == b"ready\n"
         process.send_signal(number)
         assert line_from(process.stdout) == b"ending\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import signal
 import socket
 import subprocess  # noqa: TID251  # the command line is a program
@@ -15,23 +14,22 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.cli.conftest import WAIT_SECONDS, line_from
+
 Cli = Callable[..., subprocess.CompletedProcess[bytes]]
 Start = Callable[..., AbstractContextManager[subprocess.Popen[bytes]]]
 
 pytestmark = pytest.mark.integration
 
-WAIT_SECONDS = 60
 TOKEN = "tok-0123456789abcdef"
 INITIALISED = "First-time initialization: ExecutionManager initialised"
 
 
 def events_until(process: subprocess.Popen[bytes], event: str) -> list[dict[str, Any]]:
     """Return the log lines on stderr up to the one that says `event`, in bounded time."""
-    assert process.stderr is not None
     lines: list[dict[str, Any]] = []
     while True:
-        assert select.select([process.stderr], [], [], WAIT_SECONDS)[0], lines
-        line = process.stderr.readline()
+        line = line_from(process.stderr)
         assert line, lines
         lines.append(json.loads(line))
         if lines[-1]["event"] == event:
@@ -49,8 +47,10 @@ def test_it_serves_logs_once_that_the_manager_is_there_and_stops_on_sigterm(star
         url = lines[-1]["url"]
         base = url.rsplit("/", 1)[0]
         for given in (TOKEN, "wrong-" + TOKEN):
-            httpx.post(f"{url}?token={given}", headers={"Authorization": f"Bearer {given}"}, json={})
-        health = httpx.get(f"{base}/health").json()
+            httpx.post(
+                f"{url}?token={given}", headers={"Authorization": f"Bearer {given}"}, json={}, timeout=WAIT_SECONDS
+            )
+        health = httpx.get(f"{base}/health", timeout=WAIT_SECONDS).json()
         assert (health["status"], health["runner"], health["store"]) == ("ok", "bubblewrap", "memory")
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_SECONDS) == 0

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cli.conftest import cli, started  # noqa: F401  # fixtures
+from tests.integration.cli.conftest import WAIT_SECONDS, cli, line_from, started  # noqa: F401  # fixtures
 from tests.integration.cli.test_run import Cli
-from tests.integration.cli.test_run_live import WAIT_SECONDS, Start, line_from
+from tests.integration.cli.test_run_live import Start
 from tests.integration.mcp.harness import serving
 from tests.integration.workers.harness import Fleet
 from tests.ports import free_port
