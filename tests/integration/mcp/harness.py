@@ -22,7 +22,9 @@ from mcp_types import CallToolResult
 
 from tests.ports import free_port
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 45.0
+"""For what must happen; shorter than any grace or wait that a test sees not to be waited for."""
+
 MODES: tuple[str, ...] = ("auto", "legacy")
 """2026-07-28, and the newest older era."""
 
@@ -54,7 +56,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}/mcp"
 
     def health(self) -> httpx2.Response:
-        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=20, verify=NO_TLS)
+        return httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=PATIENCE_SECONDS, verify=NO_TLS)
 
     def running(self) -> int:
         return int(self.health().json()["running"])

@@ -14,7 +14,7 @@ from tests.integration.mcp.harness import Served, call, connected, refusal
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 UNKNOWN = "0199aaaa-aaaa-7aaa-8aaa-aaaaaaaaaaaa"
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture

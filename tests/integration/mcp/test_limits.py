@@ -11,17 +11,17 @@ import anyio
 import pytest
 from mcp import Client
 
-from tests.integration.mcp.harness import Served, call, connected, refusal, serving, until
+from tests.integration.mcp.harness import PATIENCE_SECONDS, Served, call, connected, refusal, serving, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 
 def sleeper(mark: str) -> list[str]:
-    return ["sh", "-c", "sleep 60; true", mark]
+    return ["sh", "-c", "sleep 1000; true", mark]
 
 
 async def start(client: Client, mark: str, **more: Any) -> str:
-    started = await call(client, "execute_code_async", command=sleeper(mark), **more)
+    started = await call(client, "execute_code_async", command=sleeper(mark), timeout_seconds=300, **more)
     return str(started["execution_id"])
 
 
@@ -56,7 +56,8 @@ async def test_calls_at_once_have_all_free_places_and_the_queue_behind_them(tmp_
         async with connected(served.url) as client:
 
             async def one() -> None:
-                answers.append((await client.call_tool("execute_code_async", {"command": sleeper(mark)})).is_error)
+                asked = {"command": sleeper(mark), "timeout_seconds": 300}
+                answers.append((await client.call_tool("execute_code_async", asked)).is_error)
 
             async with anyio.create_task_group() as tasks:
                 for _ in range(7):
@@ -91,10 +92,10 @@ async def test_one_principal_cannot_starve_another(tmp_path: Path) -> None:
         ):
             refused = 0
             for number in range(12):
-                arguments = {"command": sleeper(mark), "session_id": f"s{number}"}
+                arguments = {"command": sleeper(mark), "session_id": f"s{number}", "timeout_seconds": 300}
                 refused += bool((await greedy.call_tool("execute_code_async", arguments)).is_error)
             assert refused > 0
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_SECONDS):
                 assert (await call(modest, "execute_code", command="echo mine"))["stdout"] == "mine\n"
 
 

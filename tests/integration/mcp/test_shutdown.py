@@ -30,16 +30,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 
 async def test_signal_lets_a_running_call_finish_and_refuses_new_ones(tmp_path: Path) -> None:
-    mark = f"mark-{uuid.uuid4().hex}"
-    with serving(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="20") as served:
+    with serving(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as served:
         async with connected(served.url) as client, connected(served.url, "legacy") as older:
             answers = {}
 
             async def wait(name: str) -> None:
                 source = client if name == "modern" else older
-                command = ["sh", "-c", "sleep 1.5; echo finished", mark]
-                answers[name] = await call(source, "execute_code", command=command)
+                answers[name] = await call(source, "execute_code", command="cat; echo finished", interactive=True)
 
+            # Else a client lists them after its first result, perhaps when the server has gone.
+            for each in (client, older):
+                await each.list_tools()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait, "modern")
                 tasks.start_soon(wait, "older")
@@ -51,6 +52,8 @@ async def test_signal_lets_a_running_call_finish_and_refuses_new_ones(tmp_path: 
                 assert isinstance(refused.structured_content, dict)
                 assert refused.structured_content["error"]["code"] == "server_draining"
                 assert served.health().json()["status"] == "draining"
+                for entry in (await call(client, "list_executions"))["executions"]:
+                    await call(client, "send_stdin", execution_id=entry["execution_id"], input_data="", end=True)
             assert {name: said["stdout"] for name, said in answers.items()} == {
                 "modern": "finished\n",
                 "older": "finished\n",
@@ -67,6 +70,7 @@ async def test_grace_over_ends_and_marks_what_still_runs(tmp_path: Path) -> None
             async def wait() -> None:
                 answers.append(await call(client, "execute_code", command=["sh", "-c", "sleep 60; true", mark]))
 
+            await client.list_tools()  # else it does so after its first result, perhaps when the server has gone
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait)
                 await until(lambda: processes_with(mark), "it runs")
@@ -92,7 +96,7 @@ async def test_second_signal_hurries(tmp_path: Path) -> None:
 
 async def test_open_streams_do_not_hold_up_the_stop(tmp_path: Path) -> None:
     with serving(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as served:
-        async with httpx2.AsyncClient(timeout=30) as http:
+        async with httpx2.AsyncClient(timeout=PATIENCE_SECONDS) as http:
             headers = await older_session(http, served.url)
             listening = {name: value for name, value in headers.items() if name != "Content-Type"}
             async with http.stream("GET", served.url, headers={**listening, "Accept": "text/event-stream"}) as stream:

@@ -47,8 +47,8 @@ async def test_tools_work_over_stdio(tmp_path: Path, mode: str) -> None:
 
 def test_an_answer_is_no_longer_than_clients_read(tmp_path: Path) -> None:
     asked = {"command": "seq 1 1000000; printf '%0900000d' 0 | tr 0 '\\001'", "max_bytes": 8 << 20}
-    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="15") as process:
-        out, err = process.communicate(messages(tool_request("execute_code", asked)), timeout=PATIENCE_SECONDS)
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as process:
+        out, err = process.communicate(messages(tool_request("execute_code", asked)), timeout=2 * PATIENCE_SECONDS)
     (line,) = out.splitlines()
     assert 4 << 20 < len(line) < LONGEST_LINE_READ, err
     reply = json.loads(line)["result"]["structuredContent"]
@@ -73,7 +73,7 @@ def messages(*bodies: dict[str, Any]) -> bytes:
 
 
 def test_calls_before_the_end_of_input_are_answered_and_stdout_is_all_protocol(tmp_path: Path) -> None:
-    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="15") as process:
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as process:
         asked = tool_request("execute_code", {"command": "sleep 0.5; echo answered"}, request_id=9)
         out, err = process.communicate(messages(asked), timeout=PATIENCE_SECONDS)
     lines = [json.loads(line) for line in out.splitlines()]
@@ -116,7 +116,7 @@ def test_a_client_that_ends_only_its_half_of_a_socket_is_answered(tmp_path: Path
     with ours, theirs:
         process = subprocess.Popen(
             COMMAND,
-            env=environment(SANDBOX_DRAIN_GRACE_SECONDS="15"),
+            env=environment(SANDBOX_DRAIN_GRACE_SECONDS="600"),
             cwd=tmp_path,
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -53,11 +54,17 @@ async def test_stdin_environment_and_directory_reach_the_program(client: Client)
 
 
 async def test_timeout_is_a_result(client: Client) -> None:
-    result = await client.call_tool("execute_code", {"command": "echo a; sleep 60", "timeout_seconds": 0.2})
+    result = await client.call_tool("execute_code", {"command": "sleep 60", "timeout_seconds": 0.2})
     said = structured(result)
     assert not result.is_error
-    assert (said["status"], said["termination_reason"], said["stdout"]) == ("timeout", "wall_time", "a\n")
+    assert (said["status"], said["termination_reason"], said["stdout"]) == ("timeout", "wall_time", "")
     assert "[timeout after " in text(result)
+
+
+async def test_what_was_printed_before_a_timeout_is_in_the_result(server: Served) -> None:
+    async with connected(server.url) as client:
+        said = await call(client, "execute_code", command="echo a; sleep 60", timeout_seconds=4)
+    assert (said["status"], said["stdout"]) == ("timeout", "a\n")
 
 
 @pytest.mark.parametrize(("command", "code"), [(["/no/such/program"], 127), (["/etc/passwd"], 126)])
@@ -71,12 +78,20 @@ async def test_missing_directory_is_a_failed_execution(client: Client) -> None:
 
 
 async def test_yield_answers_early_and_pages_join_to_the_whole(client: Client) -> None:
-    first = await call(
-        client, "execute_code", command="echo one; sleep 0.6; echo two", yield_seconds=0.3, include_events=True
-    )
-    assert (first["status"], first["stdout"], first["exit_code"]) == ("running", "one\n", None)
+    asked = {"command": "echo one; read go; echo two", "interactive": True, "idempotency_key": f"key-{uuid.uuid4()}"}
+    started = await call(client, "execute_code", **asked, yield_seconds=0.05)
+    assert (started["status"] in {"pending", "running"}, started["exit_code"]) == (True, None)
+    identity = {"execution_id": started["execution_id"]}
+
+    async def printed() -> bool:
+        return bool((await call(client, "get_execution_output", **identity))["stdout"])
+
+    await until(printed, "it prints")
+    first = await call(client, "execute_code", **asked, yield_seconds=0.05, include_events=True)
+    assert (first["execution_id"], first["status"]) == (started["execution_id"], "running")
+    assert (first["stdout"], first["exit_code"]) == ("one\n", None)
     assert [event["type"] for event in first["output"]][-1] == "stdout"
-    identity = {"execution_id": first["execution_id"]}
+    await call(client, "send_stdin", **identity, input_data="go\n")
     rest = await call(client, "get_execution_output", **identity, last_event_id=first["last_event_id"], wait=True)
     assert (rest["status"], rest["stdout"], rest["has_more"]) == ("completed", "two\n", False)
     assert rest["output"][-1]["type"] == "exit"
@@ -148,6 +163,8 @@ async def test_bytes_that_are_not_text_are_replaced_or_base64(client: Client) ->
 async def test_long_poll_returns_as_soon_as_there_is_something_new(client: Client) -> None:
     started = await call(client, "execute_code_async", command="read line; echo got $line", interactive=True)
     identity = {"execution_id": started["execution_id"]}
+    ready = await call(client, "get_execution_output", **identity, wait_seconds=30)
+    assert (ready["status"], ready["last_event_id"]) == ("running", "1")
     nothing = await call(client, "get_execution_output", **identity, last_event_id="1", wait_seconds=0.2)
     assert (nothing["status"], nothing["stdout"], nothing["last_event_id"]) == ("running", "", "1")
     assert (await call(client, "send_stdin", **identity, input_data="it"))["sent_bytes"] == 3
@@ -192,7 +209,7 @@ async def test_status_tells_everything_but_the_output(client: Client) -> None:
 
 
 async def test_list_filters_and_pages_newest_first(client: Client) -> None:
-    session = f"list-{id(client)}"
+    session = f"list-{uuid.uuid4().hex[:12]}"
     made = [
         (await call(client, "execute_code", command=f"exit {code}", session_id=session))["execution_id"]
         for code in range(3)
