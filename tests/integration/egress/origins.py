@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -180,11 +179,3 @@ def answering(data: bytes) -> Callable[[anyio.abc.SocketStream], Awaitable[None]
             await stream.receive()
 
     return handle
-
-
-def unused_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 
+import anyio
+
 from sandbox_adapters.egress import AddressPolicy, OperatorSecrets, is_own_address
 from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
 from sandbox_adapters.runners.network import Egress
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.policy import ExecutionPolicy, NetworkPolicy, ResourceLimits
-from sandbox_core.testing.runner_harness import Finished, run_command
+from sandbox_core.testing.runner_harness import Finished, finish, launch_of
 from tests.integration.egress.conftest import Certificate, lookup
 
 ADDRESSES = AddressPolicy(also_reachable=(ip_network("127.0.0.1/32"),), is_own=is_own_address)
 CA_VARIABLES = ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS")
+PROGRAMS_SECONDS = 90
+"""Some run a package manager twice, which takes its time on a busy machine."""
 LIMITS = ResourceLimits(workspace_mb=128, max_processes=128)
 
 
@@ -52,7 +56,10 @@ async def run_in(
     if certificate is not None:
         environment |= dict.fromkeys(CA_VARIABLES, "/workspace/ca.pem")
         script = f"printf %s {shlex.quote(certificate.file.read_text())} > ca.pem\n{script}"
-    return await run_command(runner, Command(shell=script, environment=environment), policy)
+    with anyio.fail_after(PROGRAMS_SECONDS):
+        async with runner.start(launch_of(Command(shell=script, environment=environment), policy)) as process:
+            await process.close_stdin()
+            return await finish(process)
 
 
 def denied(finished: Finished) -> list[tuple[str, str]]:

@@ -64,7 +64,7 @@ async def run(
 async def test_curl(
     serving: Serving, origin: Origin, tls_origin: Origin, certificate: Certificate, tmp_path: Path, scheme: str
 ) -> None:
-    curl = ["curl", "-sS", "--fail-with-body", "--max-time", "20"]
+    curl = ["curl", "-sS", "--fail-with-body", "--max-time", "55"]
     upload = tmp_path / "upload"
     upload.write_bytes(os.urandom(BIG))
     async with serving(ports=[origin.port], tls_ports=[tls_origin.port]) as running:

@@ -10,7 +10,8 @@ import pytest
 
 from sandbox_adapters.egress import AddressPolicy
 from tests.integration.egress.conftest import BOUND_SECONDS, Serving
-from tests.integration.egress.origins import Origin, answering, scripted_origin, unused_port
+from tests.integration.egress.origins import Origin, answering, scripted_origin
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -282,7 +283,7 @@ async def test_a_refusal_reaches_a_client_that_is_still_sending_its_body(serving
 
 
 async def test_a_host_that_does_not_answer_is_told_from_one_that_is_refused(serving: Serving) -> None:
-    port = unused_port()
+    port = free_port()
     async with serving(ports=[port]) as running:
         assert b"connection_refused" in await running.talk(get(port, extra=CLOSE))
         assert b"dns_error" in await running.talk(get(port, "nowhere.test", extra=CLOSE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -25,7 +26,7 @@ from tests.integration.egress.intercepting import (
     talk,
     tls_scripted,
 )
-from tests.integration.egress.origins import Origin, answering, http_origin, scripted_origin
+from tests.integration.egress.origins import Origin, http_origin, scripted_origin
 from tests.integration.egress.test_tunnels import hello_for, open_tunnel
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -118,14 +119,34 @@ async def test_a_certificate_for_another_name_gets_nothing(
     assert not tls_origin.seen
 
 
-async def test_a_host_that_does_not_speak_tls_gets_nothing(serving: Serving, certificate: Certificate) -> None:
+async def speak_plainly(stream: anyio.abc.SocketStream) -> None:
+    await stream.receive()
+    await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    while True:
+        await stream.receive()
+
+
+async def stay_silent(stream: anyio.abc.SocketStream) -> None:
+    while True:
+        await stream.receive()
+
+
+# The client's own handshake with the proxy has to fit into the limit too.
+@pytest.mark.parametrize(
+    ("speak", "limits", "code"),
+    [(speak_plainly, EgressLimits(), 502), (stay_silent, EgressLimits(handshake_timeout_seconds=1.5), 504)],
+)
+async def test_a_host_that_does_not_speak_tls_gets_nothing(
+    serving: Serving,
+    certificate: Certificate,
+    speak: Callable[[anyio.abc.SocketStream], Awaitable[None]],
+    limits: EgressLimits,
+    code: int,
+) -> None:
     made = setting(certificate)
-    async with (
-        scripted_origin(answering(b"HTTP/1.1 200 OK\r\n\r\n")) as port,
-        serving(tls_ports=[port], limits=EgressLimits(handshake_timeout_seconds=0.5), **made.options) as running,
-    ):
+    async with scripted_origin(speak) as port, serving(tls_ports=[port], limits=limits, **made.options) as running:
         answer = await ask(running, made.client, port, get(port))
-        assert status(answer) in (502, 504)
+        assert status(answer) == code
         nothing_shows_it(running, answer)
 
 
@@ -133,7 +154,7 @@ async def test_a_handshake_that_does_not_go_on_is_ended(
     serving: Serving, tls_origin: Origin, certificate: Certificate
 ) -> None:
     made = setting(certificate)
-    limits = EgressLimits(handshake_timeout_seconds=0.3)
+    limits = EgressLimits(handshake_timeout_seconds=1.0)
     async with serving(tls_ports=[tls_origin.port], limits=limits, **made.options) as running:
         with anyio.fail_after(BOUND_SECONDS):
             async with await open_tunnel(running, "connect", "origin.test", tls_origin.port) as stream:
@@ -209,7 +230,7 @@ async def test_a_program_that_never_reads_is_ended_as_idle(
 ) -> None:
     made = setting(certificate)
     async with serving(
-        tls_ports=[tls_origin.port], limits=EgressLimits(idle_timeout_seconds=0.5), **made.options
+        tls_ports=[tls_origin.port], limits=EgressLimits(idle_timeout_seconds=1.5), **made.options
     ) as running:
         with anyio.fail_after(BOUND_SECONDS):
             async with secured(running, made.client, tls_origin.port) as secure:

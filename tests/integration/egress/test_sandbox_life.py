@@ -41,14 +41,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 
 class Endless:
-    """A server that says nothing, and tells when its only client has come and gone."""
+    """A server that says nothing, and tells when its only client has asked and gone."""
 
     def __init__(self) -> None:
         self.came, self.gone = anyio.Event(), anyio.Event()
 
     async def __call__(self, stream: anyio.abc.SocketStream) -> None:
-        self.came.set()
         try:
+            await stream.receive()
+            self.came.set()
             while True:
                 await stream.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError):
@@ -116,7 +117,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(origin: Origin) -> None:
                     await anyio.sleep_forever()
         await _settled(runner)
         assert budget._free == free
-        assert open_descriptors() == before
+        await _has_no_more_open_than(before)
         assert (await run_in(runner, "echo on", policy)).stdout == b"on\n"
 
 
@@ -130,7 +131,7 @@ async def test_many_executions_leave_no_descriptor(origin: Origin) -> None:
         for _ in range(10):
             assert (await run_in(runner, script, policy)).stdout == b"hello"
         await _settled(runner)
-        assert open_descriptors() == before
+        await _has_no_more_open_than(before)
 
 
 async def test_no_command_runs_when_its_listener_cannot_be_made(
@@ -210,7 +211,7 @@ async def test_sigkill_of_the_server_leaves_nothing(hanging: tuple[Endless, int]
     token = f"1000.{uuid.uuid4().int}"
     script = f"sleep {token} & curl -s http://origin.test:{port}/"
     argv = [sys.executable, "-c", _SERVER, str(port), script, "", anyio_backend_name]
-    with anyio.fail_after(BOUND_SECONDS):
+    with anyio.fail_after(2 * BOUND_SECONDS):
         async with await anyio.open_process(argv, stderr=None) as server:
             await endless.came.wait()
             left = [pid for launcher in children(server.pid) for pid in (launcher, *children(launcher))]
@@ -259,3 +260,10 @@ async def _settled(runner: BubblewrapRunner) -> None:
     with anyio.fail_after(BOUND_SECONDS):
         while runner._spares is not None and runner._spares._filling:
             await anyio.lowlevel.checkpoint()
+
+
+async def _has_no_more_open_than(count: int) -> None:
+    """Wait until this process has no more descriptors open than before; the origin's threads close some of them."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while open_descriptors() > count:  # noqa: ASYNC110  # nobody tells of it
+            await anyio.sleep(0.01)

@@ -17,10 +17,10 @@ from sandbox_core.domain.ids import ExecutionId, Principal
 from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.runner import Launch
 from sandbox_core.testing.runner_harness import Finished, finish
-from tests.integration.egress.conftest import BOUND_SECONDS, Certificate
+from tests.integration.egress.conftest import Certificate
 from tests.integration.egress.intercepting import VALUE, secret
 from tests.integration.egress.origins import Origin, file_origin
-from tests.integration.egress.sandboxes import reaching, runner_for
+from tests.integration.egress.sandboxes import PROGRAMS_SECONDS, reaching, runner_for
 from tests.integration.egress.sites import git_site, npm_site, pip_site
 from tests.integration.egress.test_clients import needs
 
@@ -55,7 +55,7 @@ async def run(
     runner: BubblewrapRunner, script: str, principal: Principal | None = ALICE, policy: ExecutionPolicy = HOME
 ) -> Finished:
     launch = Launch(ExecutionId("00000000-0000-7000-8000-000000000000"), Command(shell=script), policy, principal)
-    with anyio.fail_after(2 * BOUND_SECONDS):
+    with anyio.fail_after(PROGRAMS_SECONDS):
         async with runner.start(launch) as process:
             await process.close_stdin()
             return await finish(process)

@@ -11,7 +11,8 @@ import pytest
 from anyio.streams.tls import TLSStream
 
 from tests.integration.egress.conftest import BOUND_SECONDS, Certificate, Running, Serving
-from tests.integration.egress.origins import Origin, scripted_origin, unused_port
+from tests.integration.egress.origins import Origin, scripted_origin
+from tests.ports import free_port
 from tests.unit.egress.test_tls_hello import SNI, extension, message, name_list, records
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -239,7 +240,7 @@ async def test_a_raw_port_lets_the_server_speak_first(serving: Serving, way: str
 )  # fmt: skip
 @WAYS
 async def test_both_ways_in_give_the_same_refusal(serving: Serving, way: str, host: str, rule: str) -> None:
-    port = unused_port()
+    port = free_port()
     async with serving(ports=[port]) as running:
         if way == "connect":
             shown = f"[{host}]" if ":" in host else host
@@ -289,7 +290,7 @@ async def test_an_address_that_is_allowed_exactly_works_by_both_ways(serving: Se
 async def test_every_socks_request_gets_the_reply_that_the_protocol_has_for_it(
     serving: Serving, data: bytes, answer: str | None
 ) -> None:
-    closed = unused_port()
+    closed = free_port()
     if answer is None:
         data, answer = data[:-2] + closed.to_bytes(2), "0500 05050001000000000000"
     async with serving(ports=[80, closed]) as running:
