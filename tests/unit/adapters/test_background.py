@@ -46,7 +46,7 @@ class Adapter(Background):
 
 
 async def test_it_works_while_the_context_lasts_and_not_after() -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with Adapter() as adapter:
             await adapter.both.wait()
             assert adapter.ended == []
@@ -60,7 +60,7 @@ async def test_an_error_of_the_body_passes_as_it_is() -> None:
 
 
 async def test_work_that_fails_ends_the_body_and_is_told() -> None:
-    with pytest.raises(ExceptionGroup) as told, anyio.fail_after(10):
+    with pytest.raises(ExceptionGroup) as told, anyio.fail_after(30):
         async with Adapter(error=LookupError("broken")):
             await anyio.sleep_forever()
     assert [str(error) for error in told.value.exceptions] == ["broken"]

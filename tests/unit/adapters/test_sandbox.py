@@ -146,7 +146,7 @@ async def test_cancelling_run_ends_the_command() -> None:
     async with opened(tool=FOREVER) as (sandbox, runner):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(sandbox.run, "tool")
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while not runner.running:
                     await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
@@ -228,7 +228,7 @@ async def test_health_tells_running_draining_and_capacity() -> None:
         assert (before.status, before.runner, before.store, before.capacity) == ("ok", "scripted", "memory", 10)
         assert before.version
         await sandbox.submit("tool")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not runner.running:
                 await anyio.lowlevel.checkpoint()
         assert (await sandbox.health()).running == 1
@@ -241,7 +241,7 @@ async def test_health_tells_running_draining_and_capacity() -> None:
 async def test_leaving_the_context_ends_what_runs() -> None:
     async with opened(stubborn=Script(steps=(Pause(100_000),))) as (sandbox, runner):
         await sandbox.submit("stubborn")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while not runner.running:
                 await anyio.lowlevel.checkpoint()
     assert runner.running == 0

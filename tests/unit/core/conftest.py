@@ -25,6 +25,8 @@ from sandbox_core.ports.store import Quota
 from sandbox_core.testing.fake_clock import FakeClock
 from sandbox_core.testing.scripted_runner import Script, ScriptedRunner
 
+BOUND_SECONDS = 30
+
 CEILING = ExecutionPolicy(resource_limits=ResourceLimits(timeout_seconds=300, max_output_bytes=1 << 20))
 DEFAULTS = ExecutionPolicy(resource_limits=ResourceLimits(timeout_seconds=60, max_output_bytes=4096))
 
@@ -67,7 +69,7 @@ class House:
 
     async def ended(self, execution_id: ExecutionId, principal: Principal = LOCAL_PRINCIPAL) -> Execution:
         """Wait for the end, in bounded real time, and return the execution."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND_SECONDS):
             await self.service.wait(principal, execution_id, until_terminal=True)
         return await self.service.get(principal, execution_id)
 
@@ -77,7 +79,7 @@ class House:
 
     async def started(self, count: int) -> None:
         """Wait until `count` processes run."""
-        with anyio.fail_after(10):
+        with anyio.fail_after(BOUND_SECONDS):
             while self.runner.running < count:
                 await self.clock.settle()
 
@@ -130,7 +132,7 @@ async def open_house(
         try:
             yield House(clock, store, queue, control, runner, service, supervisor)
         finally:
-            with anyio.fail_after(20, shield=True):
+            with anyio.fail_after(BOUND_SECONDS, shield=True):
                 supervisor.hurry()
                 await supervisor.drain(grace_seconds=0)
 

@@ -143,7 +143,7 @@ async def test_a_run_whose_lease_was_taken_over_is_killed_and_writes_no_more(hou
         home.clock._monotonic += 1000  # a pause of the whole process: no renewal ran meanwhile
         claim = await home.store.seize(execution_id, NodeId("other"), lease_seconds=1e6)
         await home.clock.advance(20)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while home.runner.running:
                 await home.clock.settle()
         await home.store.append(claim.lease, [EventDraft(EventKind.STDOUT, home.clock.now(), b"theirs")])
@@ -164,7 +164,7 @@ async def test_a_flooding_run_whose_lease_was_taken_over_ends(
         monkeypatch.setattr(home.store, "append", lose_it_late)
         await home.submit("x", limits=ResourceLimits(max_output_bytes=1 << 20))
         await home.started(1)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while home.runner.running:
                 await home.clock.settle()
 
@@ -209,7 +209,7 @@ async def test_waits_end_early_when_the_replica_goes_and_the_execution_goes_on(h
         async def wait() -> None:
             answers.append(await home.service.wait(LOCAL_PRINCIPAL, execution_id, until_terminal=True))
 
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait)
                 tasks.start_soon(wait)

@@ -84,7 +84,7 @@ async def test_a_node_that_was_cut_off_ends_its_own_attempt_before_it_starts_the
         await _cut_off(home, monkeypatch)
         other = Reaper(store=home.store, queue=home.queue, clock=home.clock, node=NodeId("other"), lease_seconds=9)
         await other.settle(execution_id)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while len(home.runner.launches) < 2:
                 await home.clock.settle()
         assert home.runner.running == 1
@@ -106,7 +106,7 @@ async def test_an_item_of_what_runs_here_changes_nothing(house: OpenHouse) -> No
         await home.started(1)
         execution = await home.service.get(LOCAL_PRINCIPAL, execution_id)
         await home.queue.put(QueueItem(execution_id, LOCAL_PRINCIPAL, None, execution.created_at))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while await home.queue.depth():
                 await home.clock.settle()
         await home.clock.settle()

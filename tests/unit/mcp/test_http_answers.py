@@ -87,7 +87,7 @@ async def test_stream_that_lasts_is_passed_on(monkeypatch: pytest.MonkeyPatch) -
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await send(START)
         await send(chunk(b": ping\r\n\r\n"))
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await client.started.wait()
         await send(chunk(b"data: 1\r\n\r\n"))
         await send(chunk(b"", more=False))

@@ -132,14 +132,21 @@ async def test_spares_are_built_for_limits_asked_twice_in_a_row_and_used_once() 
 
 
 @pytest.mark.anyio
-async def test_none_is_built_beside_a_command_that_has_only_just_begun() -> None:
-    builder = Builder()
+async def test_none_is_built_beside_a_command_that_has_only_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, paused, is_over = Builder(), list[float](), anyio.Event()
+
+    async def pause(seconds: float) -> None:
+        paused.append(seconds)
+        await is_over.wait()
+
+    monkeypatch.setattr("sandbox_adapters.runners.spares.anyio.sleep", pause)
     async with open_pool(builder, pause_seconds=0.05) as pool:
         pool.take(SMALL)
         pool.take(SMALL)
         await settle()
-        assert builder.built == []
-        with anyio.fail_after(10):
+        assert (builder.built, paused) == ([], [0.05])
+        is_over.set()
+        with anyio.fail_after(30):
             while pool.waiting < 2:
                 await anyio.lowlevel.checkpoint()
 
