@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -19,9 +20,11 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 SANDBOX = Path(sys.executable).with_name("sandbox")
+_PORTS = range(30_000, 32_768)
+_tried = itertools.count(secrets.randbelow(len(_PORTS)))
 
 
 @dataclass(slots=True)
@@ -92,10 +95,22 @@ async def serve(*arguments: str, environment: Mapping[str, str] | None = None) -
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that nobody listens on, and no second time for long. Raises OSError.
+
+    It is none that the kernel gives to connections (ip(7), ip_local_port_range): one of those would be gone again
+    before the server that is told of it has started.
+    """
+    for _ in _PORTS:
+        port = _PORTS[next(_tried) % len(_PORTS)]
+        with socket.socket() as probe:
+            # As servers do it: what an earlier connection left there for a minute is no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port is free")
 
 
 def descendants(pid: int) -> frozenset[int]:
@@ -125,7 +140,7 @@ def is_gone(pid: int) -> bool:
 
 def _parent(entry: Path) -> int | None:
     try:
-        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        return int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
     except OSError:
         return None
 
