@@ -76,7 +76,7 @@ class Walk:
         deadline = time.monotonic() + SECONDS
         while True:
             try:
-                if httpx2.get(f"http://127.0.0.1:{self.ports[port]}/health", timeout=5).status_code == 200:
+                if httpx2.get(f"http://127.0.0.1:{self.ports[port]}/health", timeout=SECONDS).status_code == 200:
                     return
             except httpx2.HTTPError:
                 pass
@@ -115,8 +115,9 @@ def test_every_link_and_path_leads_somewhere() -> None:
 
 
 def test_the_walk_through(walk: Walk) -> None:
-    for marker, port in (("instance 1", 8080), ("instance 2", 8081), ("instance 3", 8082)):
-        walk.start(marker)
+    for number in (1, 2, 3):
+        walk.start(f"instance {number}")
+    for port in (8080, 8081, 8082):
         walk.healthy(port)
     started = walk.run("start through 1")
     found = re.search(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", started)
@@ -137,7 +138,7 @@ def test_the_walk_through(walk: Walk) -> None:
 def test_one_server_needs_no_redis(walk: Walk) -> None:
     walk.start("single")
     walk.healthy(8080)
-    health = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=5).json()
+    health = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=SECONDS).json()
     assert health["store"] == "memory"
 
 
@@ -153,8 +154,9 @@ def test_redis_starts_as_said(walk: Walk, marker: str) -> None:
 
 
 def test_a_server_that_runs_nothing_and_a_worker(walk: Walk) -> None:
-    for marker, port in (("front", 8080), ("worker", 8090)):
+    for marker in ("front", "worker"):
         walk.start(marker)
+    for port in (8080, 8090):
         walk.healthy(port)
     walk.ports[8081] = walk.ports[8080]  # the walk-through reads at another replica; here there is one server
     started = walk.run("start through 1")
@@ -162,5 +164,5 @@ def test_a_server_that_runs_nothing_and_a_worker(walk: Walk) -> None:
     assert found is not None, started
     assert "line 1\\nline 2\\nline 3\\n" in walk.run("read through 2", EXECUTION_ID=found[0])
     assert walk.run("run there") == "from a worker\n"
-    told = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=5).json()
+    told = httpx2.get(f"http://127.0.0.1:{walk.ports[8080]}/health", timeout=SECONDS).json()
     assert (told["runner"], told["capacity"]) == ("remote", 0)
