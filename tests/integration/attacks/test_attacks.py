@@ -19,7 +19,7 @@ from tests.integration.attacks.inside.verdicts import ATTACKS
 from tests.integration.attacks.plan import COLD, all_on, batches, gone, off, ways, without_parts
 from tests.integration.attacks.rig import BARE
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.attack)
 

@@ -12,9 +12,9 @@ import pytest
 from tests.integration.attacks.conftest import identity, python_for
 from tests.integration.hardening.test_ordinary_work import WORK
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-_SECONDS = 110
+_SECONDS = 280
 Done = dict[str, list[object]]
 
 

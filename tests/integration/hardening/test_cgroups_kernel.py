@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from sandbox_adapters.runners.hardening.cgroup_leaf import Leaf, TreeLimits
+from sandbox_adapters.runners.hardening.cgroup_paths import Hierarchy
 from sandbox_adapters.runners.hardening.cgroups import Cgroups, open_cgroups
 
 pytestmark = pytest.mark.integration
@@ -61,6 +63,8 @@ def start(leaf: Leaf, work: Callable[[], object]) -> int:
     if pid == 0:
         code = 1
         try:
+            # A collection would touch, and so copy, what this process has in memory: that counts as the leaf's.
+            gc.disable()
             leaf.enter()
             work()
             code = 0
@@ -203,10 +207,11 @@ class TestProcesses:
 
 @needs("cpu")
 def test_cpu_quota_holds_a_hog_back(leaf: Leaf) -> None:
-    leaf.limit(TreeLimits(cpus=0.1))
+    # Little, so that it is reached also where others leave a process hardly more.
+    leaf.limit(TreeLimits(cpus=0.03))
 
     def burn() -> None:
-        while time.process_time() < 0.1:
+        while time.process_time() < 0.03:
             continue
 
     assert wait_for(start(leaf, burn)) == 0
@@ -293,12 +298,27 @@ class TestLeaf:
         assert wait_for(pid) == -signal.SIGKILL
 
 
-def server_that_dies(*, payload_holds_locks: bool = False) -> tuple[list[str], int]:
+@pytest.fixture
+def apart(cgroups: Cgroups) -> Iterator[list[Hierarchy]]:
+    """Where no other server of this machine makes or sweeps directories: below one of this process's own."""
+    base = cgroups.make_leaf("base")
+    yield [Hierarchy(branch.version, branch.controllers, branch.below("base").directory) for branch in cgroups.branches]
+    assert base.remove()
+
+
+@pytest.fixture
+def sweeper(apart: list[Hierarchy]) -> Iterator[Cgroups]:
+    with open_cgroups(hierarchies=apart) as found:
+        assert found.directories
+        yield found
+
+
+def server_that_dies(apart: list[Hierarchy], *, payload_holds_locks: bool = False) -> tuple[list[str], int]:
     """Run a server that is killed while something runs in its leaf; return its directories and that something's pid."""
     read, write = os.pipe()
     server = os.fork()
     if server == 0:
-        cgroups = open_cgroups()
+        cgroups = open_cgroups(hierarchies=apart)
         leaf = cgroups.make_leaf("left")
         payload = os.fork()
         if payload == 0:
@@ -319,52 +339,52 @@ def server_that_dies(*, payload_holds_locks: bool = False) -> tuple[list[str], i
 
 @needs_any
 class TestSweep:
-    def test_what_a_dead_server_left_is_killed_and_removed(self, cgroups: Cgroups) -> None:
-        directories, payload = server_that_dies()
+    def test_what_a_dead_server_left_is_killed_and_removed(self, sweeper: Cgroups, apart: list[Hierarchy]) -> None:
+        directories, payload = server_that_dies(apart)
         assert all(map(os.path.isdir, directories))
-        swept = set(cgroups.sweep())
+        swept = set(sweeper.sweep())
         wait_until_gone({payload})
-        swept |= set(cgroups.sweep())
+        swept |= set(sweeper.sweep())
         assert swept >= set(directories)
         assert not any(map(os.path.exists, directories))
 
-    def test_what_belongs_to_a_living_server_stays(self, cgroups: Cgroups) -> None:
-        with open_cgroups() as other:
+    def test_what_belongs_to_a_living_server_stays(self, sweeper: Cgroups, apart: list[Hierarchy]) -> None:
+        with open_cgroups(hierarchies=apart) as other:
             leaf = other.make_leaf("one")
             pid = start(leaf, pause)
             while pid not in leaf.processes():
                 os.sched_yield()
-            assert not set(cgroups.sweep()) & set(other.directories)
+            assert not set(sweeper.sweep()) & set(other.directories)
             assert leaf.processes() == {pid}
             leaf.kill()
             assert wait_for(pid) == -signal.SIGKILL
 
-    def test_server_lives_as_long_as_somebody_holds_its_locks(self, cgroups: Cgroups) -> None:
-        directories, holder = server_that_dies(payload_holds_locks=True)
-        assert not set(cgroups.sweep()) & set(directories)
+    def test_server_lives_as_long_as_somebody_holds_its_locks(self, sweeper: Cgroups, apart: list[Hierarchy]) -> None:
+        directories, holder = server_that_dies(apart, payload_holds_locks=True)
+        assert not set(sweeper.sweep()) & set(directories)
         os.kill(holder, 0)
         os.kill(holder, signal.SIGKILL)
         wait_until_gone({holder})
-        cgroups.sweep()
+        sweeper.sweep()
         assert not any(map(os.path.exists, directories))
 
-    def test_what_is_named_otherwise_stays(self, cgroups: Cgroups) -> None:
+    def test_what_is_named_otherwise_stays(self, sweeper: Cgroups) -> None:
         strangers = [
             f"{os.path.dirname(directory)}/{name}"
-            for directory in cgroups.directories
+            for directory in sweeper.directories
             for name in ("sandbox-server-short", "sandbox-other", "sandbox-server-0123456789abcdef0")
         ]
         for stranger in strangers:
             os.mkdir(stranger)
         try:
-            assert not set(cgroups.sweep()) & set(strangers)
+            assert not set(sweeper.sweep()) & set(strangers)
             assert all(map(os.path.isdir, strangers))
         finally:
             for stranger in strangers:
                 os.rmdir(stranger)
 
-    def test_its_own_directories_stay(self, cgroups: Cgroups) -> None:
-        assert not set(cgroups.sweep()) & set(cgroups.directories)
+    def test_its_own_directories_stay(self, sweeper: Cgroups) -> None:
+        assert not set(sweeper.sweep()) & set(sweeper.directories)
 
 
 @needs_any

@@ -20,7 +20,7 @@ from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, ResourceLimits
 from sandbox_core.testing.runner_harness import Finished, run_command
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 with open_cgroups(("memory", "pids")) as _seen:
     FOUND, PROBLEMS = frozenset(_seen.controllers), dict(_seen.problems)
@@ -137,7 +137,7 @@ def run_server(small: Leaf, bombs: Iterable[Sequence[str]], *without: str) -> su
     script = 'for file in $1; do echo $$ > "$file"; done; shift; exec "$@"'
     files = " ".join(f"{directory}/cgroup.procs" for directory in small.directories)
     return subprocess.run(
-        ["sh", "-c", script, "sh", files, *arguments], capture_output=True, text=True, timeout=90, check=False
+        ["sh", "-c", script, "sh", files, *arguments], capture_output=True, text=True, timeout=200, check=False
     )
 
 

@@ -7,6 +7,7 @@ user without any rights, by `main`.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess  # noqa: TID251 - prepares and removes directories as a host would
 import sys
@@ -30,6 +31,8 @@ from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, NetworkPolicy, ResourceLimits
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import Finished, launch_of, read_until, run_command
+
+_ENGINE = re.compile(r" - (overlay|nsfs) | [^ ]*/(docker|containerd|containers|netns)/")
 
 Case = Callable[[BubblewrapRunner, Path], Awaitable[None]]
 
@@ -86,9 +89,9 @@ def owners(path: Path) -> tuple[int, int]:
     return found.st_uid, found.st_gid
 
 
-def mount_table() -> str:
-    """Return the mounts of this process."""
-    return Path("/proc/self/mountinfo").read_text()
+def mount_table() -> list[str]:
+    """Return the mounts of this process, without those of containers that somebody else starts meanwhile."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if not _ENGINE.search(line)]
 
 
 def mode(path: Path) -> int:

@@ -33,6 +33,7 @@ async def test_with_the_rights_of_this_user(runner: BubblewrapRunner, top: Path,
     await case(runner, top)
 
 
+@pytest.mark.timeout(300)
 async def test_without_any_rights_and_with_the_machines_bwrap(anyio_backend: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("does not apply: the other tests are the unprivileged ones then")
@@ -42,7 +43,7 @@ async def test_without_any_rights_and_with_the_machines_bwrap(anyio_backend: str
         pytest.skip("another uid reaches no interpreter, no bwrap or not this checkout")
     path = os.pathsep.join((str(_CHECKOUT), *sys.path))
     program = f"from tests.integration.runners.grant_cases import main; main({anyio_backend!r}, {bwrap!r})"
-    with anyio.fail_after(100):
+    with anyio.fail_after(280):
         done = await anyio.run_process(
             [interpreter, "-c", program],
             check=False,

@@ -20,6 +20,7 @@ from sandbox_core.domain.errors import PolicyRefused
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy
 from sandbox_core.ports.runner import Stream
 from sandbox_core.testing.runner_harness import launch_of, read_until
+from tests.integration.attacks.conftest import identity
 from tests.integration.runners.grant_cases import denied, owners, place, put, refusal, remove, repository, run, tree
 from tests.stopping import pause
 
@@ -45,6 +46,12 @@ async def main():
             await process.wait()
 
 anyio.run(main)
+"""
+_APART = """
+import anyio, sys
+from pathlib import Path
+from tests.integration.runners.test_grants_life import grant_around_a_mount
+anyio.run(grant_around_a_mount, Path(sys.argv[2]), backend=sys.argv[1])
 """
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="does not apply: only root can do that")
@@ -179,16 +186,21 @@ async def test_files_of_others_keep_their_owner_and_their_rights(anyio_backend: 
         assert (await run(runner, f"cat {inner}/file", allow_read=(inner,))).stdout == b"host\n"
 
 
-@as_root
-async def test_a_directory_with_a_mount_in_it_is_refused(anyio_backend: str, top: Path) -> None:
+async def grant_around_a_mount(top: Path) -> None:
+    """Have a file system in a directory and try to grant each; for a process whose mounts nobody else sees."""
     (top / "in/mounted").mkdir(parents=True)
     await anyio.run_process(["mount", "-t", "tmpfs", "-o", "size=64k", "none", top / "in/mounted"])
-    try:
-        async with BubblewrapRunner() as runner:
-            assert "mount point" in await refusal(runner, allow_read=(top,))
-            assert (await run(runner, f"ls -a {top}/in/mounted", allow_read=(top / "in/mounted",))).exit.exit_code == 0
-    finally:
-        await anyio.run_process(["umount", top / "in/mounted"])
+    async with BubblewrapRunner() as runner:
+        assert "mount point" in await refusal(runner, allow_read=(top,))
+        assert (await run(runner, f"ls -a {top}/in/mounted", allow_read=(top / "in/mounted",))).exit.exit_code == 0
+
+
+@as_root
+async def test_a_directory_with_a_mount_in_it_is_refused(anyio_backend: str, top: Path) -> None:
+    argv = ["unshare", "--mount", sys.executable, "-c", _APART, anyio_backend, str(top)]
+    with anyio.fail_after(100):
+        done = await anyio.run_process(argv, check=False, **identity(root=True))
+    assert done.returncode == 0, done.stderr.decode()
 
 
 async def test_the_runtime_directory_is_never_granted(anyio_backend: str, base: Path) -> None:

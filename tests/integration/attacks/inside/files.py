@@ -86,7 +86,7 @@ def _target(number: int) -> str:
 def socket_of_the_host(bait: Bait) -> str:
     """As a container engine, a message bus and a database have them."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(2)
+        client.settimeout(20)
         client.connect(bait["socket_file"])
         return f"it answered {client.recv(100)!r}"
 

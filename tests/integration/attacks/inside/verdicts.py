@@ -21,7 +21,8 @@ Bait = dict[str, Any]
 Attack = Callable[[Bait], object]
 
 ATTACKS: dict[str, Attack] = {}
-_SECONDS = 10
+_SECONDS = 50
+"""Of a machine that others keep busy; an attack that is blocked says so at once."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
