@@ -143,12 +143,13 @@ def test_signal_ends_a_server_whose_client_is_silent(tmp_path: Path) -> None:
 
 
 def test_malformed_lines_do_not_end_it(tmp_path: Path) -> None:
-    with start(tmp_path) as process:
+    with start(tmp_path, SANDBOX_DRAIN_GRACE_SECONDS="600") as process:
         asked = tool_request("execute_code", {"command": "echo still here"}, request_id=3)
         data = messages(asked) + b"{broken\n\n[]\n" + b"x" * (5 << 20) + b"\n" + messages({**asked, "id": 4})
         out, _ = process.communicate(data, timeout=PATIENCE_SECONDS)
-    answers = {json.loads(line).get("id") for line in out.splitlines()}
-    assert {3, 4} <= answers
+    answers = {answer.get("id"): answer for answer in map(json.loads, out.splitlines())}
+    for number in (3, 4):
+        assert answers[number]["result"]["structuredContent"]["stdout"] == "still here\n"
     assert process.returncode == 0
 
 
