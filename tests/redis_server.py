@@ -17,7 +17,7 @@ import subprocess  # noqa: TID251  # starts the server under test
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class RedisServer:
         self._options = list(options)
         self._sentinel = sentinel
         self._process: subprocess.Popen[bytes] | ContainerRedis | None = None
+        self._last_error: Exception | None = None
 
     @property
     def url(self) -> str:
@@ -68,7 +69,10 @@ class RedisServer:
             self._process = ContainerRedis(command, sorted({self.directory, *(Path(word).parent for word in named)}))
         else:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        _until(lambda: self._answers(), f"redis-server does not answer on port {self.port}")
+        _until(
+            self._answers,
+            lambda: f"redis-server does not answer on port {self.port}: {self._last_error!r}. {self._log}",
+        )
 
     def stop(self) -> None:
         """End it in an orderly way, if it runs."""
@@ -112,11 +116,18 @@ class RedisServer:
         from redis.exceptions import RedisError
 
         if self._process is not None and self._process.poll() is not None:
-            raise RuntimeError(f"redis-server ended: {(self.directory / 'redis.log').read_text()[-2000:]}")
+            raise RuntimeError(f"redis-server ended with {self._process.poll()}. {self._log}")
         try:
             return self.ask("PING") is not None
-        except (RedisError, OSError):
+        except (RedisError, OSError) as error:
+            self._last_error = error
             return False
+
+    @property
+    def _log(self) -> str:
+        """What it said last, for who wants to know why it does not run."""
+        file = self.directory / "redis.log"
+        return f"Its log ends with: {file.read_text()[-2000:] if file.exists() else ''}"
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -150,7 +161,7 @@ def running_cluster(*slots: int) -> Iterator[RedisServer]:
     with running_redis("--cluster-enabled", "yes", "--cluster-port", bus, *covered) as server:
         first, last = slots or (0, 16_383)
         server.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
-        _until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"), "the cluster does not come up")
+        _until(lambda: b"cluster_state:ok" in server.ask("CLUSTER", "INFO"), lambda: "the cluster does not come up")
         yield server
 
 
@@ -183,9 +194,9 @@ def need_redis() -> None:
         pytest.skip("redis-server is missing; apt-get install redis-server")
 
 
-def _until(holds: Any, complaint: str) -> None:
+def _until(holds: Callable[[], bool], complaint: Callable[[], str]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not holds():
         if time.monotonic() > deadline:
-            raise TimeoutError(complaint)
+            raise TimeoutError(complaint())
         time.sleep(_PAUSE_SECONDS)

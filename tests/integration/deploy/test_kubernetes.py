@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.integration.deploy.written import METRICS_TOKEN, TOKEN, Container, Engine, containers
-from tests.integration.mcp.harness import NO_TLS, Served, call, connected
+from tests.integration.mcp.harness import NO_TLS, PATIENCE_SECONDS, Served, call, connected
 from tests.integration.replicas.harness import need
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -33,11 +33,11 @@ def probes_pass(held: Container, served: Served) -> None:
     told = {held.variables.get("SANDBOX_PORT"), held.variables.get("SANDBOX_WORKER_PORT")}
     ready = held.raw["readinessProbe"]["httpGet"]
     assert str(names[ready["port"]]) in told
-    answer = httpx2.get(f"http://127.0.0.1:{served.port}{ready['path']}", timeout=20, verify=NO_TLS)
+    answer = httpx2.get(f"http://127.0.0.1:{served.port}{ready['path']}", timeout=PATIENCE_SECONDS, verify=NO_TLS)
     assert answer.status_code == 200
     for probe in ("livenessProbe", "startupProbe"):
         assert str(names[held.raw[probe]["tcpSocket"]["port"]]) in told
-    socket.create_connection(("127.0.0.1", served.port), timeout=20).close()
+    socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_SECONDS).close()
 
 
 async def test_a_replica(engine: Engine, redis: None) -> None:
@@ -62,5 +62,5 @@ async def test_a_server_that_runs_nothing_and_a_worker(engine: Engine, redis: No
     scraped = {"Authorization": f"Bearer {METRICS_TOKEN}"}
     for each in (served, working):
         address = f"http://127.0.0.1:{each.port}/metrics"
-        assert httpx2.get(address, timeout=20, verify=NO_TLS).status_code == 401
-        assert "sandbox_" in httpx2.get(address, headers=scraped, timeout=20, verify=NO_TLS).text
+        assert httpx2.get(address, timeout=PATIENCE_SECONDS, verify=NO_TLS).status_code == 401
+        assert "sandbox_" in httpx2.get(address, headers=scraped, timeout=PATIENCE_SECONDS, verify=NO_TLS).text

@@ -36,7 +36,7 @@ FILES = (
     "examples/configs/vscode.json",
 )
 TOKEN_PLACES = re.compile(r"YOUR_TOKEN|\$\{input:sandbox-token\}")
-SECONDS = 60
+SECONDS = 100
 
 
 def run(argv: list[str], environment: dict[str, str]) -> str:
