@@ -25,7 +25,7 @@ _log = logging.getLogger("sandbox_adapters.runners")
 _CHANNEL_BUFFER_BYTES = 1 << 20
 _MAX_ANSWER_BYTES = 4096
 _EXIT_SECONDS = 15
-"""The launcher gives up by itself after ten."""
+"""The launcher gives up on processes by itself after ten."""
 _SO_SNDBUFFORCE = 32
 
 

@@ -12,7 +12,7 @@ import select
 import signal
 import time
 
-_SECONDS = 5.0
+_SECONDS = 15.0
 _PIDFD_OPEN = hasattr(os, "pidfd_open")
 
 
@@ -22,7 +22,7 @@ def mark_of(directory: str, launcher: int | None = None) -> bytes:
 
 
 def end_marked(mark: bytes) -> None:
-    """End every process with this mark, and wait until it is gone, 5 s for all at most. Their launcher must be dead.
+    """End every process with this mark, and wait until it is gone, 15 s for all at most. Their launcher must be dead.
 
     With a sandbox's pid 1 ends all that is in it. Whoever gives another process such a name has only that one ended.
     """
