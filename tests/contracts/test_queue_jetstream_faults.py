@@ -26,7 +26,7 @@ from sandbox_core.testing.queue_harness import everyone, item, take_all
 from tests.certificates import self_signed
 from tests.nats_server import NatsServer, running_cluster, running_nats
 
-BOUND_SECONDS = 60
+BOUND_SECONDS = 120
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nats" / "nats.conf"
 PASSWORD = "s3cr:et@/?#"  # every character that a URL gives a meaning to
 QUOTED = "s3cr%3Aet%40%2F%3F%23"
@@ -40,7 +40,7 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def queue_at(url: str, *, visibility: float = 2, timeout: float = 3) -> AsyncIterator[JetStreamQueue]:
+async def queue_at(url: str, *, visibility: float = 2, timeout: float = 20) -> AsyncIterator[JetStreamQueue]:
     options = NatsOptions(SecretStr(url), timeout_seconds=timeout)
     async with (
         NatsConnection(options) as connection,
@@ -60,7 +60,7 @@ async def take(queue: JetStreamQueue) -> Delivery:
 
 
 async def test_what_waits_survives_a_killed_server_in_its_order(own_nats: NatsServer) -> None:
-    async with queue_at(own_nats.url) as queue:
+    async with queue_at(own_nats.url, visibility=60) as queue:
         for put in (puts := [item() for _ in range(5)]):
             await queue.put(put)
         held = await take(queue)
@@ -83,7 +83,7 @@ async def test_what_is_done_while_nats_is_away_is_no_error_and_comes_back(own_na
 
 
 async def test_requests_and_those_that_failed_are_counted(own_nats: NatsServer) -> None:
-    async with NatsConnection(NatsOptions(SecretStr(own_nats.url), timeout_seconds=0.5)) as connection:
+    async with NatsConnection(NatsOptions(SecretStr(own_nats.url), timeout_seconds=5)) as connection:
         await connection.request("$JS.API.INFO")
         assert (connection.asked, connection.failed) == (1, 0)
         own_nats.kill()
@@ -258,7 +258,7 @@ async def false_server(version: str) -> AsyncIterator[tuple[int, bytearray]]:
 async def test_a_password_for_tls_is_not_sent_to_a_server_without_it() -> None:
     async with (
         false_server("2.10.1") as (port, heard),
-        queue_at(f"tls://a:s3cret@127.0.0.1:{port}", timeout=1) as queue,
+        queue_at(f"tls://a:s3cret@127.0.0.1:{port}", timeout=3) as queue,
     ):
         with pytest.raises(StoreUnavailable, match="has no TLS, which the URL asks for"):
             await queue.depth()
@@ -276,7 +276,7 @@ async def test_nats_over_tls_is_reached_with_the_authority_named_and_refused_wit
         async with queue_at(f"{url}?ssl_ca_certs={certificate}") as queue:
             await put_when_back(queue, put := item())
             assert (await take(queue)).item == put
-        async with queue_at(url) as untrusting:
+        async with queue_at(url, timeout=3) as untrusting:
             with pytest.raises(StoreUnavailable, match="cannot be reached"):
                 await untrusting.depth()
     finally:

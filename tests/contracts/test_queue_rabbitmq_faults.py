@@ -279,7 +279,9 @@ class TestPassword:
             caplog.set_level(logging.DEBUG, logger=name)
         with caplog.at_level(logging.DEBUG):
             try:
-                rabbit = RabbitOptions(SecretStr(url), prefix="p", timeout_seconds=10 if trouble == "none" else 2)
+                rabbit = RabbitOptions(
+                    SecretStr(url), prefix="p", timeout_seconds=20 if trouble in ("none", "refused") else 2
+                )
                 async with RabbitConnection(rabbit, buckets=1) as connection:
                     said += repr(connection) + repr(rabbit)
                     await connection.put(0, "id", b"body")
@@ -301,7 +303,7 @@ class TestPassword:
         self, rabbitmq_server: RabbitServer, anyio_backend: str
     ) -> None:
         url = f"{rabbitmq_server.tls_url}?cafile={rabbitmq_server.certificate}"
-        options = RabbitOptions(SecretStr(url), prefix="tls", timeout_seconds=10)
+        options = RabbitOptions(SecretStr(url), prefix="tls", timeout_seconds=20)
         async with RabbitConnection(options, buckets=1) as connection:
             await connection.put(0, "id", b"body")
             found = await connection.fetch(0)
@@ -312,7 +314,7 @@ class TestPassword:
     async def test_a_certificate_that_nobody_vouches_for_is_refused(
         self, rabbitmq_server: RabbitServer, anyio_backend: str
     ) -> None:
-        options = RabbitOptions(SecretStr(rabbitmq_server.tls_url), prefix="tls", timeout_seconds=2)
+        options = RabbitOptions(SecretStr(rabbitmq_server.tls_url), prefix="tls", timeout_seconds=20)
         async with RabbitConnection(options, buckets=1) as connection:
             with pytest.raises(StoreUnavailable, match="cannot be reached"):
                 connection.check()
