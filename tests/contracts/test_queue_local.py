@@ -75,7 +75,10 @@ class TestRetryAfter:
 
 @pytest.mark.anyio
 class TestBeyondTheContract:
-    async def test_what_arrives_at_once_has_the_places_that_are_free_and_the_room_behind_them(self) -> None:
+    async def test_what_arrives_at_once_has_the_places_that_are_free_and_the_room_behind_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sandbox_adapters.queues.local._LET_TAKE_SECONDS", 600.0)
         queue, places, refused = LocalQueue(max_depth=1), anyio.Semaphore(4), []
 
         async def put() -> None:

@@ -138,7 +138,7 @@ async def connected(url: str, mode: str = "auto", token: str | None = None) -> A
     """Yield the SDK's client over real HTTP."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60), verify=NO_TLS) as http,
+        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(120), verify=NO_TLS) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         yield client

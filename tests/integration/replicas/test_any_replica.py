@@ -36,7 +36,7 @@ async def test_started_through_one_and_everything_else_through_the_others(three:
         ended: list[str] = []
 
         async def wait(client: Client) -> None:
-            said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+            said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
             ended.append(said["status"])
 
         async with anyio.create_task_group() as tasks:
@@ -53,7 +53,7 @@ async def test_started_through_one_and_everything_else_through_the_others(three:
 async def test_cancelled_through_another(three: list[Replica], mode: str) -> None:
     async with AsyncExitStack() as stack:
         first, second, third = await clients(stack, [replica.url for replica in three], mode)
-        started = await call(first, "execute_code_async", command="echo up; sleep 60")
+        started = await call(first, "execute_code_async", command="echo up; sleep 600")
         execution_id = started["execution_id"]
         cancelled = await call(second, "cancel_execution", execution_id=execution_id)
         assert cancelled["status"] == "cancelled"
@@ -75,7 +75,7 @@ async def test_a_waiter_elsewhere_sees_output_while_it_runs(three: list[Replica]
             await call(first, "send_stdin", execution_id=execution_id, input_data=f"{number}\n")
             while f"{number}\n" not in seen:
                 page = await call(
-                    second, "get_execution_output", execution_id=execution_id, last_event_id=after, wait_seconds=10
+                    second, "get_execution_output", execution_id=execution_id, last_event_id=after, wait_seconds=60
                 )
                 after, seen = page["last_event_id"], seen + page["stdout"]
         assert seen == "0\n1\n2\n3\n4\n"
@@ -112,11 +112,11 @@ async def test_the_places_of_a_session_are_counted_over_all_replicas(three: list
             for client in (first, second, third, first, second)
         ]
         for execution_id in ids:
-            await call(third, "get_execution_output", execution_id=execution_id, wait_seconds=10)
+            await call(third, "get_execution_output", execution_id=execution_id, wait_seconds=60)
         over = (await call(third, "execute_code_async", command="echo at last", session_id=session))["execution_id"]
         assert (await call(first, "get_execution_status", execution_id=over))["status"] == "pending"
         await call(first, "send_stdin", execution_id=ids[1], input_data="", end=True)
-        said = await call(second, "get_execution_output", execution_id=over, wait=True, wait_seconds=30)
+        said = await call(second, "get_execution_output", execution_id=over, wait=True, wait_seconds=60)
         assert (said["status"], said["stdout"]) == ("completed", "at last\n")
         for execution_id in ids:
             await call(third, "cancel_execution", execution_id=execution_id, force=True)
@@ -148,10 +148,10 @@ async def use_everything(client: Client) -> None:
     execution_id = started["execution_id"]
     for number in range(9):
         await call(client, "send_stdin", execution_id=execution_id, input_data=f"{number}\n", end=number == 8)
-    said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+    said = await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
     assert said["stdout"] == "".join(f"{number}\n" for number in range(9))
     check_log(await whole_log(client, execution_id))
-    sleeper = (await call(client, "execute_code_async", command="sleep 60"))["execution_id"]
+    sleeper = (await call(client, "execute_code_async", command="sleep 600"))["execution_id"]
     assert (await call(client, "cancel_execution", execution_id=sleeper))["status"] == "cancelled"
     listed = await call(client, "list_executions")
     assert {execution_id, sleeper} <= {entry["execution_id"] for entry in listed["executions"]}

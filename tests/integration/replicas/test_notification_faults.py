@@ -16,7 +16,7 @@ from tests.redis_server import RedisServer, running_redis
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
-EVENT_SECONDS = 60.0
+EVENT_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ async def test_a_listener_outlives_a_restart_of_redis(pair: list[Replica], redis
     async with caller(here) as listener, caller(there) as owner:
         execution_id = await started(owner)
         output = f"execution://{execution_id}/output"
-        await call(owner, "get_execution_output", execution_id=execution_id, wait_seconds=20)
+        await call(owner, "get_execution_output", execution_id=execution_id, wait_seconds=60)
         with anyio.fail_after(EVENT_SECONDS):
             async with listener.listen(resource_subscriptions=[output]) as news:
                 redis.stop()
@@ -54,7 +54,7 @@ async def test_a_listener_is_told_when_the_owner_is_killed(pair: list[Replica]) 
     async with caller(here) as listener:
         async with caller(there) as owner:
             execution_id = await started(owner)
-            await call(owner, "get_execution_output", execution_id=execution_id, wait_seconds=20)
+            await call(owner, "get_execution_output", execution_id=execution_id, wait_seconds=60)
         uri = f"execution://{execution_id}"
         try:
             with anyio.fail_after(EVENT_SECONDS):

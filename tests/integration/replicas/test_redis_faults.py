@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -20,8 +21,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 LINES = 200
 SOME_LINES = f"for i in $(seq 1 {LINES}); do echo $i; sleep 0.05; done"
 ALL = "".join(f"{number}\n" for number in range(1, LINES + 1))
-FAIL_FAST_SECONDS = 10.0
-"""Within this a read fails that Redis does not answer: its time limit is 2 s."""
+FAIL_FAST_SECONDS = 30.0
+"""Within this a read fails that Redis does not answer: its time limit is 2 s, and the machine may be busy."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ async def test_what_runs_goes_on_and_its_output_arrives_whole(
     owner, other = two
     async with connected(owner.url) as mine, connected(other.url) as client:
         execution_id = (await call(mine, "execute_code_async", command=SOME_LINES))["execution_id"]
-        await call(client, "get_execution_output", execution_id=execution_id, last_event_id="1", wait_seconds=10)
+        await call(client, "get_execution_output", execution_id=execution_id, last_event_id="1", wait_seconds=60)
         begun = time.monotonic()
         with fault(redis):  # type: ignore[attr-defined]  # each of the context managers above
             if fault in (stopped, killed, paused):
@@ -91,7 +92,8 @@ async def test_what_runs_goes_on_and_its_output_arrives_whole(
                 assert said["code"] == "store_unavailable"
             await until(lambda: health(other) == (503, "unavailable"), "health tells")
             await anyio.sleep(max(0.0, begun + seconds - time.monotonic()))
-        await until(lambda: health(other) == (200, "ok"), "health tells that it is over")
+        for each in two:
+            await until(partial(is_well, each), "health tells that it is over")
         for reader in (client, mine):
             said = await call(reader, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
             assert said["status"] == "completed", said
@@ -107,7 +109,8 @@ async def test_a_redis_that_comes_after_the_replicas(own_redis: RedisServer, tmp
         async with connected(one.url) as client:
             assert (await refusal(client, "execute_code", command="true"))["code"] == "store_unavailable"
             own_redis.start()
-            await until(lambda: health(one) == (200, "ok"), "it is seen")
+            for each in (one, other):
+                await until(partial(is_well, each), "it is seen")
             started = await call(client, "execute_code_async", command="cat", interactive=True)
             async with connected(other.url) as second:
                 await call(
@@ -136,6 +139,10 @@ async def test_a_poisoned_value_is_told_and_harms_nothing_else(
         for reader in (mine, client):
             check_log(await whole_log(reader, good))
         assert (await call(client, "execute_code", command="echo on"))["stdout"] == "on\n"
+
+
+def is_well(replica: Replica) -> bool:
+    return health(replica) == (200, "ok")
 
 
 def health(replica: Replica) -> tuple[int, str]:

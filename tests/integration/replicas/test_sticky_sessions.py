@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 TOKENS = {"alice": "a" * 40, "bob": "b" * 40}
 LINES = "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.5; done"
-PATIENCE_SECONDS = 40
+PATIENCE_SECONDS = 80
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def two(own_redis: RedisServer, tmp_path: Path) -> Iterator[list[Replica]]:
         2,
         SANDBOX_OLDER_SESSIONS="sticky",
         SANDBOX_AUTH_TOKENS_FILE=str(tokens),
-        SANDBOX_DRAIN_GRACE_SECONDS="30",
+        SANDBOX_DRAIN_GRACE_SECONDS="60",
     ) as started:
         yield started
 
@@ -43,7 +43,7 @@ def two(own_redis: RedisServer, tmp_path: Path) -> Iterator[list[Replica]]:
 @asynccontextmanager
 async def http_of(name: str) -> AsyncIterator[httpx2.AsyncClient]:
     headers = {"Authorization": f"Bearer {TOKENS[name]}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(60)) as http:
+    async with httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(120)) as http:
         yield http
 
 

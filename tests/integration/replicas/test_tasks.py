@@ -21,7 +21,7 @@ from tests.integration.replicas.test_notifications import task_listening
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
 EXTENSION = "io.modelcontextprotocol/tasks"
-EVENT_SECONDS = 40.0
+EVENT_SECONDS = 80.0
 LONG = "echo started; sleep 600"
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
 
@@ -67,7 +67,7 @@ class Wire:
 
 @asynccontextmanager
 async def http_of(name: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=60) as http:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {TOKENS[name]}"}, timeout=120) as http:
         yield http
 
 
@@ -75,7 +75,13 @@ async def test_what_is_quick_is_answered_and_what_is_not_becomes_a_task(pair: li
     here, there = pair
     async with http_of("alice") as http:
         wire = Wire(http)
-        quick = await wire.run(here, "echo hello")
+
+        async def answered() -> dict[str, Any] | None:
+            said = await wire.run(here, "echo hello")
+            return None if said["resultType"] == "task" else said
+
+        # On a busy machine not even this is quick at once.
+        quick = await until(answered, "it is quick", EVENT_SECONDS)
         assert (quick["resultType"], quick["structuredContent"]["stdout"]) == ("complete", "hello\n")
         task = await wire.run(here, "read line; echo got $line", interactive=True)
         assert (task["resultType"], task["status"], task["ttlMs"]) == ("task", "working", None)

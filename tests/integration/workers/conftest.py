@@ -22,7 +22,9 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     need("redis-server")
-    with running_redis() as redis, fleet(redis, tmp_path_factory.mktemp("fleet")) as started:
+    directory = tmp_path_factory.mktemp("fleet")
+    # What is asked to end has the time for its last words, however busy the machine is.
+    with running_redis() as redis, fleet(redis, directory, SANDBOX_KILL_GRACE_SECONDS="30") as started:
         yield started
 
 

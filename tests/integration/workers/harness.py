@@ -11,7 +11,12 @@ from tests.integration.program import Program as Program
 from tests.integration.program import close_all
 from tests.redis_server import RedisServer
 
-LEASE_SECONDS = 3.0
+LONG_LEASE_SECONDS = 60.0
+"""Where nobody dies: a busy machine is not taken for a dead worker."""
+LEASE_SECONDS = 9.0
+"""Where some die and others must live: the default."""
+SHORT_LEASE_SECONDS = 3.0
+"""Where a test waits for what a dead one had, and has nothing else to lose."""
 
 
 @dataclass
@@ -44,13 +49,20 @@ class Fleet:
 
 @contextmanager
 def fleet(
-    redis: RedisServer, directory: Path, *, servers: int = 2, workers: int = 2, concurrency: int = 3, **variables: str
+    redis: RedisServer,
+    directory: Path,
+    *,
+    servers: int = 2,
+    workers: int = 2,
+    concurrency: int = 3,
+    lease_seconds: float = LONG_LEASE_SECONDS,
+    **variables: str,
 ) -> Iterator[Fleet]:
     """Start servers that run nothing and workers; ends everything that was started."""
     given = {
         "REDIS_URL": redis.url,
         "SANDBOX_QUEUE_URL": redis.url,
-        "SANDBOX_LEASE_SECONDS": str(LEASE_SECONDS),
+        "SANDBOX_LEASE_SECONDS": str(lease_seconds),
         "SANDBOX_MAX_PER_SESSION": "100",
         **variables,
     }

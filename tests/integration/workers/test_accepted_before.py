@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.mcp.harness import call, connected, until
-from tests.integration.workers.harness import fleet
+from tests.integration.workers.harness import SHORT_LEASE_SECONDS, fleet
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -17,7 +17,7 @@ async def test_a_worker_queues_again_what_was_lost_behind_more_than_its_own_boun
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
     bound = {"SANDBOX_MAX_QUEUED": "1"}
-    with fleet(own_redis, tmp_path, servers=1, workers=0) as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=0, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         dying = mine.add_worker(1, **bound)
         dying.wait_ready()
         async with connected(mine.servers[0].url) as client:

@@ -17,7 +17,7 @@ from tests.integration.replicas.harness import need
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
-SECONDS = 120
+SECONDS = 240
 
 
 def demo(**variables: str) -> subprocess.Popen[str]:

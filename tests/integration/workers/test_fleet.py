@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from mcp import Client
 
-from tests.integration.mcp.harness import MODES, call, connected, refusal, until
+from tests.integration.mcp.harness import MODES, PATIENCE_SECONDS, call, connected, refusal, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
 from tests.integration.workers.harness import Fleet, Program, fleet
 from tests.redis_server import RedisServer
@@ -30,7 +30,7 @@ async def test_submitted_through_one_and_everything_else_through_the_other(share
         execution_id = started["execution_id"]
         for number, client in enumerate((second, first, second)):
             await call(client, "send_stdin", execution_id=execution_id, input_data=f"{number}\n", end=number == 2)
-        said = await call(second, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+        said = await call(second, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
         assert (said["status"], said["stdout"]) == ("completed", "0\n1\n2\n")
         listed = await call(second, "list_executions", session_id=f"walk-{mode}")
         assert [entry["execution_id"] for entry in listed["executions"]] == [execution_id]
@@ -107,13 +107,13 @@ async def test_a_server_without_workers_queues_cancels_and_says_when_it_is_full(
             assert mine.servers[0].told()["queued"] == 2
             mine.add_worker()
             for execution_id, status in zip(ids, ("completed", "cancelled", "completed"), strict=True):
-                said = await call(second, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+                said = await call(second, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
                 assert said["status"] == status
                 events = await whole_log(first, execution_id)
                 check_log(events)
             waited = await call(first, "get_execution_status", execution_id=ids[0])
             assert waited["started_at"] > waited["created_at"]
-            assert mine.servers[0].told()["queued"] == 0
+            await until(lambda: mine.servers[0].told()["queued"] == 0, "nothing waits")
 
 
 async def test_a_mixed_fleet_runs_in_servers_and_workers(own_redis: RedisServer, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ async def _end(client: Client, execution_id: str) -> None:
 async def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_leaves_the_rest(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    with fleet(own_redis, tmp_path, servers=1, workers=1, concurrency=1, SANDBOX_DRAIN_GRACE_SECONDS="30") as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=1, concurrency=1, SANDBOX_DRAIN_GRACE_SECONDS="600") as mine:
         leaving = mine.workers[0]
         async with connected(mine.servers[0].url) as client:
             runs = await call(client, "execute_code_async", command="cat", interactive=True)
@@ -153,14 +153,14 @@ async def test_a_worker_that_is_asked_to_stop_finishes_its_work_and_leaves_the_r
             await until(lambda: leaving.health().status_code == 503, "it drains")
             await call(client, "send_stdin", execution_id=runs["execution_id"], input_data="bye\n", end=True)
             said = await call(
-                client, "get_execution_output", execution_id=runs["execution_id"], wait=True, wait_seconds=30
+                client, "get_execution_output", execution_id=runs["execution_id"], wait=True, wait_seconds=60
             )
             assert (said["status"], said["stdout"]) == ("completed", "bye\n")
-            assert await anyio.to_thread.run_sync(leaving.process.wait, 20) == 0
+            assert await anyio.to_thread.run_sync(leaving.process.wait, PATIENCE_SECONDS) == 0
             assert mine.servers[0].told()["queued"] == 1
             mine.add_worker()
             said = await call(
-                client, "get_execution_output", execution_id=waits["execution_id"], wait=True, wait_seconds=30
+                client, "get_execution_output", execution_id=waits["execution_id"], wait=True, wait_seconds=60
             )
             assert said["stdout"] == "later\n"
 
@@ -174,7 +174,7 @@ async def test_a_second_signal_ends_the_grace(own_redis: RedisServer, tmp_path: 
             leaving.process.terminate()
             await until(lambda: leaving.health().status_code == 503, "it drains")
             leaving.process.terminate()
-            assert await anyio.to_thread.run_sync(leaving.process.wait, 20) == 0
+            assert await anyio.to_thread.run_sync(leaving.process.wait, PATIENCE_SECONDS) == 0
             events = await whole_log(client, runs["execution_id"])
             check_log(events)
             assert printed(events) in {"", "up\n"}

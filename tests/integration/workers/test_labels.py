@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.integration.mcp.harness import call, connected, structured, until
+from tests.integration.mcp.harness import PATIENCE_SECONDS, call, connected, structured, until
 from tests.integration.workers.harness import Fleet, Program, fleet
 from tests.integration.workers.test_commands import sandbox
 from tests.redis_server import RedisServer
@@ -31,7 +31,7 @@ def node_of(program: Program) -> str:
 
 async def listed(mine: Fleet, holds: Callable[[dict[str, dict[str, Any]]], bool]) -> dict[str, dict[str, Any]]:
     """Wait until the list is so, and return it."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             found = await anyio.to_thread.run_sync(known, mine)
             if holds(found):
@@ -52,15 +52,16 @@ async def test_what_needs_a_gpu_runs_only_where_one_is_and_the_rest_anywhere(
                 for _ in range(6)
             ]
             for execution_id in ids:
-                await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=30)
+                await call(client, "get_execution_output", execution_id=execution_id, wait=True, wait_seconds=60)
                 status = await call(client, "get_execution_status", execution_id=execution_id)
                 assert (status["status"], status["labels"]) == ("completed", ["gpu"])
             assert {node_that_ran(own_redis, execution_id) for execution_id in ids} == {node_of(with_gpu)}
             # One place each: both busy at once means that one of two without labels ran beside the gpu.
             sleepers = [
-                (await call(client, "execute_code_async", command="sleep 60"))["execution_id"] for _ in range(2)
+                (await call(client, "execute_code_async", command="sleep 600"))["execution_id"] for _ in range(2)
             ]
-            await until(lambda: [worker.told()["running"] for worker in (plain, with_gpu)] == [1, 1], "both work")
+            both = {node_of(plain), node_of(with_gpu)}
+            await until(lambda: {node_that_ran(own_redis, one) for one in sleepers} == both, "both work")
             waits = await call(client, "execute_code_async", command="echo gpu", labels=["gpu", "large"])
             for execution_id in sleepers:
                 if node_that_ran(own_redis, execution_id) == node_of(plain):
@@ -71,7 +72,7 @@ async def test_what_needs_a_gpu_runs_only_where_one_is_and_the_rest_anywhere(
             for execution_id in sleepers:
                 await call(client, "cancel_execution", execution_id=execution_id, force=True)
             said = await call(
-                client, "get_execution_output", execution_id=waits["execution_id"], wait=True, wait_seconds=30
+                client, "get_execution_output", execution_id=waits["execution_id"], wait=True, wait_seconds=60
             )
             assert said["stdout"] == "gpu\n"
 
@@ -90,7 +91,7 @@ async def test_what_nobody_offers_is_refused_at_once_by_name(own_redis: RedisSer
             assert (await call(client, "list_executions"))["executions"] == []
             # A worker that drains offers nothing any more.
             mine.workers[0].process.terminate()
-            assert await anyio.to_thread.run_sync(mine.workers[0].process.wait, 30) == 0
+            assert await anyio.to_thread.run_sync(mine.workers[0].process.wait, PATIENCE_SECONDS) == 0
             refused = await client.call_tool("execute_code", {"command": "true", "labels": ["gpu"]})
             assert "Offered now: none" in structured(refused)["error"]["message"]
 
@@ -119,7 +120,7 @@ async def test_what_waits_for_a_label_outlives_the_worker_that_offered_it(
 
 
 async def test_workers_lists_load_labels_and_who_drains(own_redis: RedisServer, tmp_path: Path) -> None:
-    with fleet(own_redis, tmp_path, servers=1, workers=1, SANDBOX_DRAIN_GRACE_SECONDS="60") as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=1, SANDBOX_DRAIN_GRACE_SECONDS="600") as mine:
         with_gpu = mine.add_worker(2, SANDBOX_LABELS="gpu")
         mixed = mine.add_server("--local-runner", SANDBOX_MAX_CONCURRENT="7")
         mine.wait_ready()
@@ -142,7 +143,7 @@ async def test_workers_lists_load_labels_and_who_drains(own_redis: RedisServer, 
             for shown in (" gpu ", " 1/2 ", " draining ", f" {found[node]['host']} ", f" {found[node]['version']}"):
                 assert shown in f"{line} ", shown
             await call(client, "send_stdin", execution_id=runs["execution_id"], input_data="", end=True)
-        assert await anyio.to_thread.run_sync(with_gpu.process.wait, 30) == 0
+        assert await anyio.to_thread.run_sync(with_gpu.process.wait, PATIENCE_SECONDS) == 0
         await listed(mine, lambda found: node not in found and len(found) == 2)
 
 

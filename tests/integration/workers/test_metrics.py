@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from tests.integration.mcp.harness import Served, call, connected, serving, until
-from tests.integration.workers.harness import fleet
+from tests.integration.workers.harness import LEASE_SECONDS, fleet
 from tests.redis_server import RedisServer
 from tests.scrapes import Scrape, read_scrape
 
@@ -35,9 +35,18 @@ def ended(scrapes: list[Scrape], reason: str) -> float:
     return sum(told.value("sandbox_executions_total", reason=reason) for told in scrapes)
 
 
+def settled(told: list[Scrape]) -> list[Scrape] | None:
+    """Return them when they tell of 6 executions that ended, 4 that run and 1 that waits; None before."""
+    started = sum(each.value("sandbox_start_seconds_count") for each in told)
+    all_see_one = all(each.value("sandbox_queue_up") == each.value("sandbox_queue_depth") == 1 for each in told)
+    return told if (started, ended(told, "exited"), all_see_one) == (10, 6, True) else None
+
+
 async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: RedisServer, tmp_path: Path) -> None:
-    variables = {"SANDBOX_METRICS": "token", "SANDBOX_METRICS_TOKEN": TOKEN, "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
-    with fleet(own_redis, tmp_path, servers=2, workers=2, concurrency=2, **variables) as mine:
+    variables = {"SANDBOX_METRICS": "token", "SANDBOX_METRICS_TOKEN": TOKEN, "SANDBOX_DRAIN_GRACE_SECONDS": "600"}
+    with fleet(
+        own_redis, tmp_path, servers=2, workers=2, concurrency=2, lease_seconds=LEASE_SECONDS, **variables
+    ) as mine:
         everyone = [*mine.servers, *mine.workers]
         async with connected(mine.servers[0].url) as first, connected(mine.servers[1].url) as second:
             for number in range(6):
@@ -47,15 +56,12 @@ async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: Red
                 await call(first, "execute_code_async", command="echo up; sleep 300")
             await until(lambda: sum(worker.told()["running"] for worker in mine.workers) == 4, "all are busy")
             waits = await call(second, "execute_code_async", command="sleep 60")
-            told = [scrape(program) for program in everyone]
+            told = await until(lambda: settled([scrape(program) for program in everyone]), "all of it is counted")
             for each in told:
-                assert each.value("sandbox_queue_up") == each.value("sandbox_queue_depth") == 1
                 assert each.value("sandbox_queue_oldest_age_seconds") > 0
                 assert each.value("sandbox_backend_round_trips_total", connection="state") > 0
             assert [each.value("sandbox_slots_busy") for each in told] == [0, 0, 2, 2]
             assert [each.value("sandbox_slots_free") for each in told] == [0, 0, 0, 0]
-            assert ended(told, "exited") == 6
-            assert sum(each.value("sandbox_start_seconds_count") for each in told) == 10
             printed = sum(each.value("sandbox_output_bytes_total", stream="stdout") for each in told)
             assert printed >= 6 * len(SECRET)
             await call(first, "cancel_execution", execution_id=waits["execution_id"])
@@ -64,8 +70,7 @@ async def test_a_fleet_counts_each_execution_once_whoever_ends_it(own_redis: Red
             await until(lambda: ended([scrape(program) for program in living], "lost") == 2, "the lost are marked")
             mine.workers[0].process.terminate()
             await until(lambda: scrape(mine.workers[0]).value("sandbox_draining") == 1, "it drains")
-            told = [scrape(program) for program in mine.servers]
-            assert ended(told, "cancelled") == 1
+            await until(lambda: ended([scrape(program) for program in mine.servers], "cancelled") == 1, "it is counted")
 
 
 async def test_a_server_by_itself_needs_the_scraper_s_token_and_takes_no_caller_s(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sandbox_adapters.settings import Settings
 from sandbox_core.testing.queue_harness import everyone
 from tests.integration.mcp.harness import call, connected, environment, sandbox_program, until
 from tests.integration.replicas.harness import check_log, need, whole_log
-from tests.integration.workers.harness import LEASE_SECONDS, Fleet, fleet
+from tests.integration.workers.harness import LEASE_SECONDS, SHORT_LEASE_SECONDS, Fleet, fleet
 from tests.nats_server import NatsServer, running_nats
 from tests.redis_server import running_redis
 
@@ -54,7 +54,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     directory = tmp_path_factory.mktemp("nats-fleet")
     with running_redis() as redis, running_nats(user="sandbox", password=PASSWORD) as nats:
         url = f"nats://sandbox:{PASSWORD}@127.0.0.1:{nats.port}"
-        with fleet(redis, directory, servers=1, workers=2, SANDBOX_QUEUE_URL=url) as started:
+        with fleet(
+            redis, directory, servers=1, workers=2, lease_seconds=LEASE_SECONDS, SANDBOX_QUEUE_URL=url
+        ) as started:
             yield Programs(started, nats)
 
 
@@ -85,9 +87,13 @@ async def blocked(programs: Programs, client: Client) -> list[str]:
     ids = [
         (await call(client, "execute_code_async", command="cat", interactive=True))["execution_id"] for _ in range(6)
     ]
-    await until(
-        lambda: [worker.told()["running"] for worker in programs.fleet.workers] == [3, 3], "both work", seconds=60
-    )
+    await until(lambda: [worker.told()["running"] for worker in programs.fleet.workers] == [3, 3], "both work")
+
+    async def claimed() -> bool:
+        told = [(await call(client, "get_execution_status", execution_id=one))["status"] for one in ids]
+        return set(told) == {"running"}
+
+    await until(claimed, "all are claimed: a worker counts what it is about to claim")
     return ids
 
 
@@ -129,9 +135,9 @@ async def test_what_a_dead_taker_had_not_claimed_is_run_by_a_worker(programs: Pr
             started = await submit(client, "echo once")
             async with (
                 NatsConnection(NatsOptions(SecretStr(programs.url))) as connection,
-                JetStreamQueue(connection=connection, visibility_seconds=LEASE_SECONDS) as dying,
+                JetStreamQueue(connection=connection, visibility_seconds=SHORT_LEASE_SECONDS) as dying,
             ):
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     assert (await dying.take(everyone)).item.execution_id == started
         finally:
             for worker in programs.fleet.workers:
@@ -146,10 +152,10 @@ async def test_nats_killed_and_restarted_with_executions_waiting_loses_none(prog
         first = await blocked(programs, client)
         ids = [await submit(client, f"echo {number}", number % 3) for number in range(18)]
         programs.nats.kill()
-        await until(lambda: server.health().status_code == 503, "health tells that the queue is away", seconds=60)
+        await until(lambda: server.health().status_code == 503, "health tells that the queue is away")
         await unblock(client, first)
         programs.nats.start()
-        await until(lambda: server.health().status_code == 200, "health tells that it is back", seconds=60)
+        await until(lambda: server.health().status_code == 200, "health tells that it is back")
         assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(18)]
     await nothing_is_left(programs)
 
@@ -165,7 +171,7 @@ async def test_a_killed_worker_costs_only_what_it_ran(programs: Programs) -> Non
             told = [(await call(client, "get_execution_status", execution_id=one)) for one in first]
             return [one["execution_id"] for one in told if one.get("termination_reason") == "lost"]
 
-        await until(partial(are_three, lost), "what it ran is lost", seconds=60)
+        await until(partial(are_three, lost), "what it ran is lost")
         gone = await lost()
         await unblock(client, [one for one in first if one not in gone])
         assert [await end_of(client, one) for one in ids] == [f"{number}\n" for number in range(10)]

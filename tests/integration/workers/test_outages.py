@@ -13,13 +13,10 @@ from mcp import Client
 
 from tests.integration.mcp.harness import connected, until
 from tests.integration.workers.checking import Witness, is_over, verdict_of
-from tests.integration.workers.harness import Program, fleet
+from tests.integration.workers.harness import LEASE_SECONDS, Program, fleet
 from tests.redis_server import RedisServer, running_redis
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio, pytest.mark.timeout(300)]
-
-LEASE = "9"
-"""The default: a busy machine must not be taken for a dead worker, since nothing may be lost here."""
 
 SLOW = "for i in 1 2 3 4; do echo $i; sleep 0.2; done"
 
@@ -45,11 +42,11 @@ async def test_redis_killed_again_and_again_under_load(
 ) -> None:
     ids: dict[int, str] = {}
     ceiling = json.dumps(witness.grant)
-    with fleet(own_redis, tmp_path, concurrency=3, SANDBOX_LEASE_SECONDS=LEASE, SANDBOX_CEILING=ceiling) as mine:
+    with fleet(own_redis, tmp_path, concurrency=3, lease_seconds=LEASE_SECONDS, SANDBOX_CEILING=ceiling) as mine:
         async with connected(mine.servers[0].url) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(submit, client, 40, witness, ids)
             for share in (8, 16, 24):
-                await until(partial(witness.so_many_began, share), f"{share} began", seconds=60)
+                await until(partial(witness.so_many_began, share), f"{share} began")
                 await anyio.to_thread.run_sync(own_redis.kill)
                 await anyio.to_thread.run_sync(own_redis.start)
         verdict = await verdict_of(own_redis, ids, witness=witness)
@@ -83,8 +80,8 @@ async def restarted_with_messages_waiting(
 ) -> dict[int, str]:
     ids: dict[int, str] = {}
     ceiling = json.dumps(witness.grant)
-    variables = {"SANDBOX_QUEUE_URL": queue.url, "SANDBOX_CEILING": ceiling, "SANDBOX_LEASE_SECONDS": LEASE}
-    with fleet(redis, directory, servers=1, workers=0, concurrency=2, **variables) as mine:
+    variables = {"SANDBOX_QUEUE_URL": queue.url, "SANDBOX_CEILING": ceiling}
+    with fleet(redis, directory, servers=1, workers=0, concurrency=2, lease_seconds=LEASE_SECONDS, **variables) as mine:
         async with connected(mine.servers[0].url) as client:
             await submit(client, 12, witness, ids)
             assert mine.servers[0].told()["queued"] == 12
@@ -96,7 +93,7 @@ async def restarted_with_messages_waiting(
                 for execution_id in ids.values():
                     redis.ask("ZADD", "waiting", "XX", 1, execution_id)
             mine.add_worker(4)
-            await until(partial(is_over, redis), "all ran", seconds=60)
+            await until(partial(is_over, redis), "all ran")
     return ids
 
 
@@ -106,19 +103,21 @@ async def test_a_rolling_restart_of_the_workers_loses_nothing(
     ids: dict[int, str] = {}
     restarted = anyio.Event()
     ceiling = json.dumps(witness.grant)
-    variables = {"SANDBOX_CEILING": ceiling, "SANDBOX_LEASE_SECONDS": LEASE, "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
-    with fleet(own_redis, tmp_path, servers=1, workers=3, concurrency=2, **variables) as mine:
+    variables = {"SANDBOX_CEILING": ceiling, "SANDBOX_DRAIN_GRACE_SECONDS": "60"}
+    with fleet(
+        own_redis, tmp_path, servers=1, workers=3, concurrency=2, lease_seconds=LEASE_SECONDS, **variables
+    ) as mine:
 
         async def produce(client: Client) -> None:
             """Keep all workers busy, and some work waiting."""
             while not restarted.is_set():
-                await until(lambda: len(ids) - witness.began().total() < 6, "there is not too much", seconds=60)
+                await until(lambda: len(ids) - witness.began().total() < 6, "there is not too much")
                 await start(client, len(ids), witness, ids)
 
         async with connected(mine.servers[0].url) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(produce, client)
             for worker in mine.workers:
-                await until(partial(runs_something, worker), "it works", seconds=60)
+                await until(partial(runs_something, worker), "it works")
                 worker.process.terminate()
                 await anyio.to_thread.run_sync(worker.start_again)
                 await anyio.to_thread.run_sync(worker.wait_ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from tests.integration.mcp.harness import call, connected, processes_with, until
 from tests.integration.replicas.harness import check_log, whole_log
 from tests.integration.workers.checking import Witness, verdict_of
-from tests.integration.workers.harness import fleet
+from tests.integration.workers.harness import SHORT_LEASE_SECONDS, fleet
 from tests.integration.workers.partition import partitioned_way
 from tests.integration.workers.test_worker_faults import end_of, has_printed
 from tests.redis_server import RedisServer
@@ -24,11 +25,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio, pytest.mark.timeout(30
 async def test_its_writes_are_fenced_off_its_processes_end_and_the_loss_is_told_once(
     own_redis: RedisServer, tmp_path: Path, witness: Witness
 ) -> None:
-    mark = "43210.5"
+    mark = f"43210.{os.getpid()}"
     ids: dict[int, str] = {}
     ceiling = json.dumps(witness.grant)
     async with partitioned_way(own_redis) as way:
-        with fleet(own_redis, tmp_path, servers=2, workers=0, SANDBOX_CEILING=ceiling) as mine:
+        with fleet(
+            own_redis, tmp_path, servers=2, workers=0, lease_seconds=SHORT_LEASE_SECONDS, SANDBOX_CEILING=ceiling
+        ) as mine:
             cut_off = mine.add_worker(2, REDIS_URL=way.url, SANDBOX_QUEUE_URL=way.url)
             # The harness waits without an event loop, and the way lives in ours.
             await anyio.to_thread.run_sync(cut_off.wait_ready)

@@ -13,7 +13,7 @@ from mcp import Client
 from tests.integration.mcp.harness import call, connected, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
 from tests.integration.workers.checking import Witness
-from tests.integration.workers.harness import fleet
+from tests.integration.workers.harness import SHORT_LEASE_SECONDS, fleet
 from tests.integration.workers.test_worker_faults import end_of, has_printed
 from tests.redis_server import RedisServer
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 async def test_without_any_worker_what_a_dead_server_accepted_ends_as_never_started(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    with fleet(own_redis, tmp_path, workers=0) as mine:
+    with fleet(own_redis, tmp_path, workers=0, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         accepted, left = mine.servers
         async with connected(accepted.url) as client:
             started = await call(
@@ -51,7 +51,9 @@ async def test_what_is_retry_safe_survives_its_worker_and_what_is_not_is_lost(
     own_redis: RedisServer, tmp_path: Path, witness: Witness
 ) -> None:
     ceiling = json.dumps(witness.grant)
-    with fleet(own_redis, tmp_path, workers=1, concurrency=2, SANDBOX_CEILING=ceiling) as mine:
+    with fleet(
+        own_redis, tmp_path, workers=1, concurrency=2, lease_seconds=SHORT_LEASE_SECONDS, SANDBOX_CEILING=ceiling
+    ) as mine:
         async with AsyncExitStack() as stack:
             first, second = [await stack.enter_async_context(connected(server.url)) for server in mine.servers]
             safe, unsafe = [await start(first, witness, number, retry_safe=number == 1) for number in (1, 2)]

@@ -12,13 +12,13 @@ from mcp import Client
 
 from tests.integration.mcp.harness import call, connected, until
 from tests.integration.replicas.harness import check_log, whole_log
-from tests.integration.workers.harness import Fleet, fleet
+from tests.integration.workers.harness import LEASE_SECONDS, SHORT_LEASE_SECONDS, Fleet, fleet
 from tests.rabbitmq_server import PASSWORD, RabbitServer
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
-SECONDS = 60
+SECONDS = 120
 
 
 async def end_of(client: Client, execution_id: str) -> dict[str, Any]:
@@ -45,7 +45,9 @@ async def test_fifty_executions_run_once_each_while_a_worker_is_killed(
         "SANDBOX_REDIS_TIMEOUT_SECONDS": "10",
         "SANDBOX_LOG_LEVEL": "debug",
     }
-    with fleet(own_redis, tmp_path, servers=1, workers=2, concurrency=3, **variables) as mine:
+    with fleet(
+        own_redis, tmp_path, lease_seconds=LEASE_SECONDS, servers=1, workers=2, concurrency=3, **variables
+    ) as mine:
         async with connected(mine.servers[0].url) as client:
             ids = [
                 (await call(client, "execute_code_async", command=f"sleep 0.1; echo {number}"))["execution_id"]
@@ -73,7 +75,9 @@ async def test_rabbitmq_killed_with_executions_waiting_and_running(
     own_redis: RedisServer, own_rabbitmq: RabbitServer, tmp_path: Path
 ) -> None:
     variables = {"SANDBOX_QUEUE_URL": own_rabbitmq.url, "SANDBOX_REDIS_TIMEOUT_SECONDS": "10"}
-    with fleet(own_redis, tmp_path, servers=1, workers=1, concurrency=1, **variables) as mine:
+    with fleet(
+        own_redis, tmp_path, lease_seconds=LEASE_SECONDS, servers=1, workers=1, concurrency=1, **variables
+    ) as mine:
         async with connected(mine.servers[0].url) as client:
             first = (await call(client, "execute_code_async", command="sleep 3; echo on"))["execution_id"]
             await until(lambda: mine.workers[0].told()["running"] == 1, "one runs")
@@ -98,7 +102,9 @@ async def test_what_a_server_stored_and_never_queued_is_run(
         "SANDBOX_REDIS_PREFIX": prefix,
         "SANDBOX_REDIS_TIMEOUT_SECONDS": "10",
     }
-    with fleet(own_redis, tmp_path, servers=1, workers=0, concurrency=3, **variables) as mine:
+    with fleet(
+        own_redis, tmp_path, lease_seconds=SHORT_LEASE_SECONDS, servers=1, workers=0, concurrency=3, **variables
+    ) as mine:
         async with connected(mine.servers[0].url) as client:
             started = await call(client, "execute_code_async", command="echo found")
             for key in own_redis.ask("KEYS", f"{prefix}:queue:*"):

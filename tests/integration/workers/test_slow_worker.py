@@ -38,8 +38,8 @@ async def test_a_slow_worker_keeps_its_lease_ends_what_it_runs_and_holds_nobody_
     own_redis: RedisServer, tmp_path: Path, witness: Witness
 ) -> None:
     ids: dict[int, str] = {}
-    variables = {"SANDBOX_LEASE_SECONDS": "9", "SANDBOX_CEILING": json.dumps(witness.grant)}
-    with fleet(own_redis, tmp_path, servers=1, workers=1, concurrency=2, **variables) as mine:
+    variables = {"SANDBOX_CEILING": json.dumps(witness.grant)}
+    with fleet(own_redis, tmp_path, servers=1, workers=1, concurrency=2, lease_seconds=20, **variables) as mine:
         (slow,) = mine.workers
         quick = mine.add_worker(2, SANDBOX_LABELS="quick")
         mine.wait_ready()

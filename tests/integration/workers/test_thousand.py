@@ -15,7 +15,7 @@ from mcp import Client
 from sandbox_core.domain.ids import ExecutionId
 from tests.integration.mcp.harness import call, connected, until
 from tests.integration.workers.checking import Witness, store_of, verdict_of
-from tests.integration.workers.harness import fleet
+from tests.integration.workers.harness import LEASE_SECONDS, fleet
 from tests.integration.workers.test_worker_faults import a_busy_one
 from tests.redis_server import RedisServer
 
@@ -50,7 +50,9 @@ async def test_each_is_started_at_most_once_has_one_end_and_none_is_forgotten(
     ids: dict[int, str] = {}
     variables = {"SANDBOX_MAX_QUEUED": str(EXECUTIONS), "SANDBOX_CEILING": json.dumps(witness.grant)}
     with (
-        fleet(own_redis, tmp_path, servers=2, workers=0, concurrency=0, **variables) as mine,
+        fleet(
+            own_redis, tmp_path, servers=2, workers=0, concurrency=0, lease_seconds=LEASE_SECONDS, **variables
+        ) as mine,
         anyio.fail_after(SECONDS),
     ):
         async with AsyncExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 from functools import partial
+from typing import Any
 
 import anyio
 import httpx2
@@ -34,17 +35,27 @@ async def test_execute_code(front_door: str, mode: str) -> None:
         assert (said["stdout"], said["stderr"]) == ("given\n", "err\n")
         argv = await call(client, "execute_code", command=["printf", "%s|", "a b", "$HOME"])
         assert argv["stdout"] == "a b|$HOME|"
-        late = await call(client, "execute_code", command="echo up; sleep 100", timeout_seconds=1)
-        assert (late["status"], late["termination_reason"], late["stdout"]) == ("timeout", "wall_time", "up\n")
-        silent = {"resource_limits": {"idle_timeout_seconds": 0.5}}
-        idle = await call(client, "execute_code", command="echo last; sleep 100", sandbox_config=silent)
-        assert (idle["status"], idle["termination_reason"], idle["stdout"]) == ("timeout", "idle_time", "last\n")
         yielded = await call(client, "execute_code", command="sleep 100", yield_seconds=0.2)
         assert yielded["status"] in {"pending", "running"}
         await call(client, "cancel_execution", execution_id=yielded["execution_id"], force=True)
         asked = {"network": {"allowed_domains": ["a.example"]}}
         refused = await refusal(client, "execute_code", command="true", sandbox_config=asked)
         assert refused["code"] == "policy_refused"
+
+
+async def test_what_takes_too_long_or_says_nothing_is_ended(front_door: str, mode: str) -> None:
+    limits: dict[str, dict[str, Any]] = {
+        "wall_time": {"timeout_seconds": 5},
+        "idle_time": {"sandbox_config": {"resource_limits": {"idle_timeout_seconds": 5}}},
+    }
+    async with connected(front_door, mode) as client, anyio.create_task_group() as tasks:
+
+        async def run(reason: str, limit: dict[str, Any]) -> None:
+            said = await call(client, "execute_code", command="echo up; sleep 100", **limit)
+            assert (said["status"], said["termination_reason"], said["stdout"]) == ("timeout", reason, "up\n")
+
+        for reason, limit in limits.items():
+            tasks.start_soon(run, reason, limit)
 
 
 async def test_output_in_pages_while_it_runs_and_its_ends_afterwards(front_door: str, mode: str) -> None:
@@ -168,7 +179,8 @@ async def test_progress_of_a_call_that_is_waited_for(front_door: str, mode: str)
 @pytest.mark.parametrize(("on_disconnect", "status"), [(None, "cancelled"), ("detach", "completed")])
 async def test_a_call_whose_connection_drops(front_door: str, on_disconnect: str | None, status: str) -> None:
     mark = uuid.uuid4().hex
-    arguments: dict[str, object] = {"command": f"sleep {3 if on_disconnect else 100} # {mark}", "session_id": mark}
+    program = f"read -r go; sleep 2 # {mark}"
+    arguments: dict[str, object] = {"command": program, "session_id": mark, "interactive": True}
     if on_disconnect:
         arguments["on_disconnect"] = on_disconnect
     body = tool_request("execute_code", arguments)
@@ -178,15 +190,17 @@ async def test_a_call_whose_connection_drops(front_door: str, on_disconnect: str
             async with httpx2.AsyncClient(timeout=60) as http:
                 await http.post(front_door, json=body, headers=modern_headers("tools/call", "execute_code"))
 
-        async def is_now(wanted: str) -> bool:
+        async def that_is(wanted: str) -> str | None:
             entries = (await call(client, "list_executions", session_id=mark))["executions"]
-            return [entry["status"] for entry in entries] == [wanted]
+            return next((entry["execution_id"] for entry in entries if entry["status"] == wanted), None)
 
         tasks.start_soon(post)
-        await until(partial(is_now, "running"), "it runs")
+        execution_id = await until(partial(that_is, "running"), "it runs")
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            await until(partial(is_now, status), f"it is {status}")
+            if on_disconnect:
+                await call(client, "send_stdin", execution_id=execution_id, input_data="go")
+            assert await until(partial(that_is, status), f"it is {status}") == execution_id
 
 
 async def until_printed(client: Client, execution_id: str, wanted: str) -> None:

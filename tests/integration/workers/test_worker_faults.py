@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -19,7 +20,8 @@ from sandbox_adapters.queues.redis import RedisQueue
 from sandbox_adapters.redis_connection import RedisConnection, RedisOptions
 from tests.integration.mcp.harness import call, connected, structured, until
 from tests.integration.replicas.harness import check_log, printed, whole_log
-from tests.integration.workers.harness import LEASE_SECONDS, Fleet, Program, fleet
+from tests.integration.workers.checking import Witness
+from tests.integration.workers.harness import LEASE_SECONDS, SHORT_LEASE_SECONDS, Fleet, Program, fleet
 from tests.redis_server import RedisServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
@@ -44,12 +46,12 @@ async def test_what_a_worker_took_and_never_claimed_is_run_by_another(own_redis:
     async def admit(_: object) -> bool:
         return True
 
-    with fleet(own_redis, tmp_path, servers=1, workers=0) as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=0, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         async with connected(mine.servers[0].url) as client:
             started = await call(client, "execute_code_async", command="echo once")
             async with (
                 RedisConnection(RedisOptions(SecretStr(own_redis.url))) as connection,
-                RedisQueue(connection=connection, visibility_seconds=LEASE_SECONDS) as dying,
+                RedisQueue(connection=connection, visibility_seconds=SHORT_LEASE_SECONDS) as dying,
             ):
                 assert (await dying.take(admit)).item.execution_id == started["execution_id"]
             mine.add_worker()
@@ -59,7 +61,7 @@ async def test_what_a_worker_took_and_never_claimed_is_run_by_another(own_redis:
 
 
 async def test_a_worker_killed_while_it_is_being_woken_costs_nothing(own_redis: RedisServer, tmp_path: Path) -> None:
-    with fleet(own_redis, tmp_path) as mine:
+    with fleet(own_redis, tmp_path, lease_seconds=LEASE_SECONDS) as mine:
         async with connected(mine.servers[0].url) as client:
             await until(lambda: own_redis.ask("CLIENT", "LIST").count(b"cmd=blpop") >= 2, "both wait")
             mine.workers[0].pause()
@@ -74,7 +76,7 @@ async def test_a_worker_killed_while_it_is_being_woken_costs_nothing(own_redis: 
 async def test_what_ran_in_a_killed_worker_is_lost_and_what_waited_is_run(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    with fleet(own_redis, tmp_path, workers=1, concurrency=2) as mine:
+    with fleet(own_redis, tmp_path, workers=1, concurrency=2, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         async with connected(mine.servers[0].url) as client:
             running = [
                 (await call(client, "execute_code_async", command="echo up; sleep 100"))["execution_id"]
@@ -103,7 +105,7 @@ async def test_what_ran_in_a_killed_worker_is_lost_and_what_waited_is_run(
 async def test_a_worker_that_sleeps_through_its_lease_writes_nothing_and_ends_its_process(
     own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    with fleet(own_redis, tmp_path, servers=1, workers=1) as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=1, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         sleeper = mine.workers[0]
         async with connected(mine.servers[0].url) as client:
             started = await call(client, "execute_code_async", command="echo up; sleep 100; echo late")
@@ -121,7 +123,7 @@ async def test_a_worker_that_sleeps_through_its_lease_writes_nothing_and_ends_it
 
 
 async def test_what_a_server_stored_and_never_queued_is_run(own_redis: RedisServer, tmp_path: Path) -> None:
-    with fleet(own_redis, tmp_path, servers=1, workers=0) as mine:
+    with fleet(own_redis, tmp_path, servers=1, workers=0, lease_seconds=SHORT_LEASE_SECONDS) as mine:
         async with connected(mine.servers[0].url) as client:
             started = await call(client, "execute_code_async", command="echo found")
             for key in own_redis.ask("KEYS", "queue:*"):
@@ -132,17 +134,19 @@ async def test_what_a_server_stored_and_never_queued_is_run(own_redis: RedisServ
             assert (said["status"], said["stdout"]) == ("completed", "found\n")
 
 
-async def test_executions_outlive_every_server(own_redis: RedisServer, tmp_path: Path) -> None:
-    lines = 60
-    with fleet(own_redis, tmp_path, concurrency=2) as mine:
+async def test_executions_outlive_every_server(own_redis: RedisServer, tmp_path: Path, witness: Witness) -> None:
+    lines = 40
+    ceiling = json.dumps(witness.grant)
+    with fleet(own_redis, tmp_path, concurrency=2, SANDBOX_CEILING=ceiling) as mine:
         async with connected(mine.servers[0].url) as client:
-            ids = [
-                (await call(client, "execute_code_async", command=COUNT.format(lines=lines)))["execution_id"]
-                for _ in range(6)
-            ]
+            # None ends before the servers have.
+            program = f"{COUNT.format(lines=lines)}; until [ -s {witness.file} ]; do sleep 0.1; done"
+            given: dict[str, Any] = {"command": program, "sandbox_config": witness.grant}
+            ids = [(await call(client, "execute_code_async", **given))["execution_id"] for _ in range(6)]
             await until(lambda: sum(worker.told()["running"] for worker in mine.workers) == 4, "they run")
         for server in mine.servers:
             server.kill()
+        witness.file.write_text("all are dead\n")
         mine.servers[1].start_again()
         mine.servers[1].wait_ready()
         async with connected(mine.servers[1].url) as client:
@@ -155,7 +159,7 @@ async def test_executions_outlive_every_server(own_redis: RedisServer, tmp_path:
 
 
 async def test_redis_restarted_with_messages_waiting(own_redis: RedisServer, tmp_path: Path) -> None:
-    with fleet(own_redis, tmp_path, workers=1, concurrency=1) as mine:
+    with fleet(own_redis, tmp_path, workers=1, concurrency=1, lease_seconds=LEASE_SECONDS) as mine:
         async with connected(mine.servers[0].url) as client:
             ids = [
                 (await call(client, "execute_code_async", command=COUNT.format(lines=20)))["execution_id"]
@@ -176,7 +180,7 @@ async def test_random_kills_lose_only_what_ran_and_start_nothing_twice(own_redis
     chance = random.Random(5)
     executions, lines = 60, 25
     ids: list[str] = []
-    with fleet(own_redis, tmp_path, workers=3, concurrency=3) as mine:
+    with fleet(own_redis, tmp_path, workers=3, concurrency=3, lease_seconds=LEASE_SECONDS) as mine:
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(connected(server.url)) for server in mine.servers]
 
@@ -229,8 +233,12 @@ async def nothing_is_left(mine: Fleet, client: Client) -> None:
     for status in ("pending", "running"):
         assert (await call(client, "list_executions", status=status))["executions"] == []
     await until(lambda: sum(worker.told()["running"] for worker in mine.workers) == 0, "no process is left")
-    left = {key for key in mine.redis.ask("KEYS", "queue:*") if mine.redis.ask("TYPE", key) != b"string"}
-    assert left <= {b"queue:state", b"queue:turns"}
+    await until(lambda: kept_by_the_queue(mine) <= {b"queue:state", b"queue:turns"}, "nothing is held")
+
+
+def kept_by_the_queue(mine: Fleet) -> set[bytes]:
+    """Return the names of its keys that are no bare numbers."""
+    return {key for key in mine.redis.ask("KEYS", "queue:*") if mine.redis.ask("TYPE", key) not in (b"string", b"none")}
 
 
 async def has_printed(client: Client, execution_id: str) -> bool:
