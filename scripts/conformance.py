@@ -32,7 +32,7 @@ MODERN = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
 
 NODE = "node@22"
 SCENARIO_SECONDS = 60
-START_SECONDS = 30
+START_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,25 @@ def run_one(node: Path, url: str, run: Run) -> tuple[int, list[str]]:
 @contextmanager
 def serving() -> Iterator[str]:
     """Start `sandbox serve` on a free port and stop it again."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOX_")}
-    argv = [str(Path(sys.executable).with_name("sandbox")), "serve", "--port", str(port)]
     environment["SANDBOX_LOG_FILE"] = ""
-    with subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL) as server:
+    with socket.socket() as held:
+        # While it is bound here too, the kernel gives the port to no connection; the server may bind it all the same.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        argv = [str(Path(sys.executable).with_name("sandbox")), "serve", "--port", str(port)]
+        server = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL)
         try:
             wait_healthy(f"http://127.0.0.1:{port}/health", server)
             yield f"http://127.0.0.1:{port}/mcp"
         finally:
             server.terminate()
-            server.wait(timeout=START_SECONDS)
+            try:
+                server.wait(timeout=START_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
 
 
 def wait_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
