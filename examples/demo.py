@@ -43,9 +43,9 @@ async def ask(client: Client, tool: str, **arguments: Any) -> Reply:
 
 
 async def until_printed(client: Client, execution_id: str, text: str) -> None:
-    """Wait, for at most some seconds, until an execution has printed `text`."""
+    """Wait, for a minute at most, until an execution has printed `text`."""
     cursor = "0"
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while True:
             arguments = {"execution_id": execution_id, "last_event_id": cursor, "wait_seconds": 5}
             page = (await client.call_tool("get_execution_output", arguments)).structured_content or {}
@@ -104,7 +104,7 @@ async def streamed(client: Client) -> None:
         if page["status"] not in {"pending", "running"}:
             break
         expect(pages < 50, "the run ends")
-    expect(pages >= 3, "several pages while it ran")
+    expect(pages >= 2, "more than one page, and so one while it ran")
     expect(seen == "".join(f"step {i}\n" for i in range(1, 6)) + "done\n", "every line once, in order")
 
 
@@ -133,7 +133,7 @@ async def cancel(client: Client) -> None:
 
 async def timeout(client: Client) -> None:
     """A run past its time is ended, and what it printed is kept"""
-    reply = await ask(client, "execute_code", command="echo before; sleep 60", timeout_seconds=1)
+    reply = await ask(client, "execute_code", command="echo before; sleep 60", timeout_seconds=3)
     expect(not reply["is_error"] and reply["status"] == "timeout", "status timeout")
     expect(reply["termination_reason"] == "wall_time" and reply["stdout"] == "before\n", "the reason and the output")
 

@@ -37,7 +37,7 @@ KILL_WORKER_AFTER, KILL_SERVER_AFTER = 20, 40
 
 PROGRAM = "echo {number} >> {witness}; for i in 1 2 3 4; do echo line $i of {number}; sleep 0.25; done"
 LEASE_SECONDS = 3.0
-TRY_FOR_SECONDS = 30.0
+TRY_FOR_SECONDS = 60.0
 WAIT_SECONDS = 5.0
 
 PROMISES = (
