@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _BOUND_SECONDS = 30
@@ -29,9 +30,15 @@ def wait_stopped(pid: int) -> None:
 def _states(pid: int) -> list[str]:
     """Return the state of each thread (proc_pid_stat(5)); none for a process that is gone."""
     found = []
-    try:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
+    for thread in _threads(pid):
+        # One that ends meanwhile says nothing of the others.
+        with suppress(FileNotFoundError, ProcessLookupError):
             found.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
     return found
+
+
+def _threads(pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
