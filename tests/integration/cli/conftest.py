@@ -47,13 +47,16 @@ def line_from(pipe: IO[bytes] | None) -> bytes:
 
 
 @contextlib.contextmanager
-def heard_interrupts() -> Iterator[None]:
-    """Let programs start with SIGINT as people have it: a shell ignores it for what it starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def heard_signals() -> Iterator[None]:
+    """Let programs start as people start them: a shell ignores SIGINT in the background, and nohup(1) SIGHUP."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def started(tmp_path: Path) -> StartCli:
         preexec: Callable[[], object] | None = None,
         **variables: str,
     ) -> Iterator[Running]:
-        with heard_interrupts():
+        with heard_signals():
             process = subprocess.Popen(
                 [program(name), *arguments],
                 stdin=stdin,
