@@ -49,13 +49,15 @@ async def test_fifty_executions_run_once_each_while_a_worker_is_killed(
         own_redis, tmp_path, lease_seconds=LEASE_SECONDS, servers=1, workers=2, concurrency=3, **variables
     ) as mine:
         async with connected(mine.servers[0].url) as client:
-            ids = [
-                (await call(client, "execute_code_async", command=f"sleep 0.1; echo {number}"))["execution_id"]
-                for number in range(50)
-            ]
-            await until(lambda: mine.workers[0].told()["running"] > 0, "it works")
-            mine.workers[0].kill()
-            mine.workers[0].start_again()
+            ids = []
+            for number in range(50):
+                if number == 12:
+                    # The first fill every place, and the others wait behind them.
+                    await until(lambda: mine.workers[0].told()["running"] > 0, "it works")
+                    mine.workers[0].kill()
+                    mine.workers[0].start_again()
+                command = f"sleep {6 if number < 6 else 0.1}; echo {number}"
+                ids.append((await call(client, "execute_code_async", command=command))["execution_id"])
             ended = []
             for number, execution_id in enumerate(ids):
                 said = await end_of(client, execution_id)
