@@ -94,14 +94,14 @@ async def serve(*arguments: str, environment: Mapping[str, str] | None = None) -
                         await process.wait()
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody listens on, and no second time for long. Raises OSError.
+def free_port(ports: range = _PORTS) -> int:
+    """Return a loopback port of these that nobody listens on, and no second time for long. Raises OSError.
 
-    It is none that the kernel gives to connections (ip(7), ip_local_port_range): one of those would be gone again
-    before the server that is told of it has started.
+    Give none that the kernel gives to connections (ip(7), ip_local_port_range): one of those would be gone again
+    before the server that is told of it has started, or is back on it.
     """
-    for _ in _PORTS:
-        port = _PORTS[next(_tried) % len(_PORTS)]
+    for _ in ports:
+        port = ports[next(_tried) % len(ports)]
         with socket.socket() as probe:
             # As servers do it: what an earlier connection left there for a minute is no hindrance.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
