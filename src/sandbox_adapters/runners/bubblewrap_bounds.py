@@ -11,7 +11,7 @@ from typing import Final
 from sandbox_adapters.runners.bubblewrap_walls import OWN_PROCESSES, Walls
 from sandbox_adapters.runners.child.wire import RunRequest
 from sandbox_adapters.runners.controls import Control, Controls
-from sandbox_adapters.runners.exit_mapping import rlimits
+from sandbox_adapters.runners.exit_mapping import bounded, rlimits
 from sandbox_adapters.runners.rlimit_mechanisms import rlimit_mechanisms
 from sandbox_adapters.runners.uid_range import uid_range
 from sandbox_core.domain.isolation import Isolation
@@ -119,7 +119,7 @@ class Bounds:
         found = [(which, value, value) for which, value in _FIXED_LIMITS]
         if self._as_root and limits.max_processes is not None:
             processes = limits.max_processes + OWN_PROCESSES + self._slack
-            found.append((resource.RLIMIT_NPROC, processes, processes))
+            found.append(bounded(resource.RLIMIT_NPROC, processes, processes))
         return self._walls.with_room([*found, *rlimits(limits)])
 
     @property

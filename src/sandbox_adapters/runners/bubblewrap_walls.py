@@ -19,6 +19,8 @@ _OWN_MEMORY_BYTES = 8 * _MIB
 """For bwrap, the sandbox's pid 1 and what the kernel keeps for both; measured: 1 to 2 MiB."""
 OWN_PROCESSES = 2
 """bwrap itself and the sandbox's pid 1."""
+_MOST_PROCESSES = 1 << 22
+"""PID_MAX_LIMIT of the kernel, which nothing can pass; `pids.max` takes no number over it."""
 _CONTROLLERS = ("memory", "pids")
 """Version 2 counts CPU time by itself; a further hierarchy of version 1 for it would slow every start."""
 INODES_FOR_EACH_MIB = 512
@@ -103,7 +105,7 @@ class Walls:
         memory, processes, cpu = limits.max_memory_mb, limits.max_processes, limits.max_cpu_seconds
         return (
             -1 if memory is None or not self.bounds_memory else memory * _MIB + _OWN_MEMORY_BYTES,
-            -1 if processes is None or not self.bounds_processes else processes + OWN_PROCESSES,
+            -1 if processes is None or not self.bounds_processes else min(processes + OWN_PROCESSES, _MOST_PROCESSES),
             -1 if cpu is None or not self.bounds_cpu_time else cpu,
         )
 

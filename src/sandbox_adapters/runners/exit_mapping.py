@@ -122,20 +122,23 @@ def rlimits(limits: ResourceLimits) -> list[tuple[int, int, int]]:
     """
     found = [(resource.RLIMIT_CORE, 0, 0)]
     if limits.max_open_files is not None:
-        found.append(_bounded(resource.RLIMIT_NOFILE, limits.max_open_files, limits.max_open_files))
+        found.append(bounded(resource.RLIMIT_NOFILE, limits.max_open_files, limits.max_open_files))
     if limits.max_file_size_mb is not None:
         size = limits.max_file_size_mb * _MIB
-        found.append(_bounded(resource.RLIMIT_FSIZE, size, size))
+        found.append(bounded(resource.RLIMIT_FSIZE, size, size))
     if limits.max_cpu_seconds is not None:
-        found.append(_bounded(resource.RLIMIT_CPU, limits.max_cpu_seconds, limits.max_cpu_seconds + 1))
+        found.append(bounded(resource.RLIMIT_CPU, limits.max_cpu_seconds, limits.max_cpu_seconds + 1))
     if limits.max_memory_mb is not None:
         size = limits.max_memory_mb * _MIB
-        found.append(_bounded(resource.RLIMIT_DATA, size, size))
+        found.append(bounded(resource.RLIMIT_DATA, size, size))
     return found
 
 
-def _bounded(which: int, soft: int, hard: int) -> tuple[int, int, int]:
-    """An unprivileged process cannot pass its hard limit; a lower one that is there already is as good."""
+def bounded(which: int, soft: int, hard: int) -> tuple[int, int, int]:
+    """Return a limit that this process may set: not over its own hard limit, which is as good when it is lower.
+
+    Passing that takes CAP_SYS_RESOURCE (setrlimit(2)), which root in a container does not have either.
+    """
     _, present = resource.getrlimit(which)
     if present != resource.RLIM_INFINITY:
         soft, hard = min(soft, present), min(hard, present)

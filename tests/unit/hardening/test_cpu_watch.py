@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 from pathlib import Path
 
 import pytest
 
-from sandbox_adapters.runners.child.cpu_watch import SHORTEST_SECONDS, CpuWatch
+from sandbox_adapters.runners.child.cpu_watch import LONGEST_SECONDS, SHORTEST_SECONDS, CpuWatch
 from sandbox_adapters.runners.hardening.cgroup_leaf import Branch, Leaf
+from sandbox_core.domain.policy import LARGEST_LIMIT
 
 FOREVER = -1
 
@@ -56,6 +58,18 @@ def test_looks_come_closer_but_never_closer_than_the_shortest(machine: Machine) 
         machine.use(used)
         assert machine.watch.over() == []
         assert machine.watch.sooner(FOREVER) == pytest.approx(wait)
+
+
+def test_the_largest_bound_leaves_a_wait_that_the_kernel_takes(machine: Machine) -> None:
+    machine.watch.watch(1, machine.leaf, LARGEST_LIMIT)
+    assert machine.watch.sooner(FOREVER) == LONGEST_SECONDS
+    with machine.folder.joinpath("cpu.stat").open() as readable:
+        poll = select.poll()
+        poll.register(readable, select.POLLIN)  # a file is always ready, so that nothing waits
+        assert poll.poll(machine.watch.sooner(FOREVER) * 1000)
+    machine.now += LONGEST_SECONDS
+    assert machine.watch.over() == []
+    assert machine.watch.sooner(FOREVER) == LONGEST_SECONDS
 
 
 def test_a_look_that_is_late_asks_for_no_wait(machine: Machine) -> None:

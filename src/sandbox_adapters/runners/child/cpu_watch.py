@@ -12,12 +12,15 @@ from ..hardening.cgroup_leaf import Leaf  # noqa: TID252 - see child/__init__.py
 SHORTEST_SECONDS = 0.05
 """Between two looks at one tree. It may pass its bound by this times the machine's cores."""
 
+LONGEST_SECONDS = 3600.0
+"""Between two looks, however far the bound is: poll(2) takes no more than 2^31 ms, and a caller chooses the bound."""
+
 
 class CpuWatch:
     """Holds only jobs that have such a bound; a loop without one pays nothing.
 
     The kernel tells nobody that a cgroup has used its CPU time, so each is looked at when every core together could
-    have brought it there at the earliest: seldom at first, then more often.
+    have brought it there at the earliest, or after an hour: seldom at first, then more often.
     """
 
     def __init__(self, *, cores: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,4 +65,5 @@ class CpuWatch:
         return found
 
     def _look_again(self, number: int, left: float) -> None:
-        heapq.heappush(self._due, (self._clock() + max(SHORTEST_SECONDS, left / self._cores), number))
+        wait = min(max(SHORTEST_SECONDS, left / self._cores), LONGEST_SECONDS)
+        heapq.heappush(self._due, (self._clock() + wait, number))

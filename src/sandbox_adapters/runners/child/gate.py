@@ -82,6 +82,9 @@ class Gate:
         try:
             if job.is_init:
                 if limit >= 0:
+                    _, hard = resource.prlimit(job.init, resource.RLIMIT_NPROC)
+                    # A lower one that is there already is as good, and cannot be passed.
+                    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
                     resource.prlimit(job.init, resource.RLIMIT_NPROC, (limit, limit))
                 os.write(job.block_fd, b"\0")
                 self.forget(job)
