@@ -9,6 +9,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from sandbox_mcp.http_writes import OnePieceTransport
+
 
 class TimedH11Protocol(H11Protocol):
     """Answers 408 and closes when the headers of a request are not complete in time.
@@ -33,7 +35,7 @@ class TimedH11Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Start the time for the first request."""
-        super().connection_made(transport)
+        super().connection_made(OnePieceTransport(transport, self.loop))
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
