@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sandbox_adapters.egress.rules import read_entries
 from sandbox_adapters.policy_input import LIMITS, PolicyDict, build_policy, normalise_policy
+from sandbox_adapters.runners.child.path_patterns import WILDCARD
 from sandbox_adapters.settings import Settings, SettingsError, variable_name
-from sandbox_core.domain.errors import PolicyViolation
+from sandbox_core.domain.errors import InvalidArgument, PolicyViolation
 from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, ResourceLimits, resolve
 
 _MIB = 1024 * 1024
@@ -58,7 +60,7 @@ def limits_in_force(settings: Settings, unenforceable: Screen) -> Limits:
     """Return ceiling and defaults for a runner.
 
     Built-in limits that the runner cannot hold are left out; the operator's never are: SettingsError names each one
-    that the runner cannot hold, and each default that is over the ceiling.
+    that the runner cannot hold, each default that is over the ceiling, and each entry that no request could ever match.
     """
     own = normalise_policy(settings.ceiling)
     timeout = own[LIMITS].get("timeout_seconds", settings.timeout)
@@ -72,6 +74,7 @@ def limits_in_force(settings: Settings, unenforceable: Screen) -> Limits:
     longest = BUILT_IN_CEILING[LIMITS]["queue_timeout_seconds"]
     built_in_ceiling[LIMITS]["queue_timeout_seconds"] = min(longest, settings.ttl_seconds / 2)
     ceiling = at_home(build_policy(_merged(built_in_ceiling, own)))
+    _check_entries(ceiling)
     asked_defaults = normalise_policy(settings.defaults)
     defaults = build_policy(_merged(_held(BUILT_IN_DEFAULTS, unenforceable), asked_defaults))
     _check_under(ceiling.resource_limits, build_policy(asked_defaults).resource_limits)
@@ -102,6 +105,22 @@ def _held(built_in: Mapping[str, Mapping[str, Any]], unenforceable: Screen) -> P
 
 def _merged(below: PolicyDict, above: PolicyDict) -> PolicyDict:
     return {name: {**below.get(name, {}), **above.get(name, {})} for name in {*below, *above}}
+
+
+def _check_entries(ceiling: ExecutionPolicy) -> None:
+    """Refuse what can never match: an operator would believe it in force until the first request that it is to meet."""
+    problems = []
+    for name in ("allowed_domains", "denied_domains"):
+        try:
+            read_entries(f"network.{name}", getattr(ceiling.network, name))
+        except InvalidArgument as error:
+            problems.append(f"{variable_name('ceiling')}: {error}")
+    for name in ("allow_read", "allow_write"):
+        for path in filter(WILDCARD.search, getattr(ceiling.filesystem, name)):
+            problem = f"{path!r} has a wildcard, which grants cannot have; name the directory"
+            problems.append(f"{variable_name('ceiling')}: filesystem.{name}: {problem}")
+    if problems:
+        raise SettingsError(*problems)
 
 
 def _check_under(ceiling: ResourceLimits, asked: ResourceLimits) -> None:

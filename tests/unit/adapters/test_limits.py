@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -109,6 +110,28 @@ def test_an_operator_s_limit_that_the_runner_cannot_hold_is_refused(name: str) -
     settings = Settings.model_validate({name: {"workspace_mb": 5}})
     with pytest.raises(SettingsError, match=r"workspace_mb: asked 5.*no tmpfs"):
         limits_in_force(settings, no_workspace)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "entry"),
+    [
+        ("network", "allowed_domains", "*"),
+        ("network", "allowed_domains", "https://example.com/"),
+        ("network", "denied_domains", "*.10.0.0.5"),
+        ("filesystem", "allow_read", "/srv/*"),
+        ("filesystem", "allow_write", "/srv/**"),
+    ],
+)
+def test_an_entry_of_the_ceiling_that_can_never_match_is_refused_by_name(section: str, field: str, entry: str) -> None:
+    settings = Settings.model_validate({"ceiling": {section: {field: [entry]}}})
+    with pytest.raises(SettingsError, match=rf"SANDBOX_CEILING: {section}\.{field}: '{re.escape(entry)}'"):
+        limits_in_force(settings, everything)
+
+
+def test_what_the_ceiling_denies_may_have_wildcards() -> None:
+    denied = Settings(ceiling={"network": {"denied_domains": ["*.a.example"]}, "filesystem": {"deny_read": ["/x/**"]}})
+    ceiling = limits_in_force(denied, everything).ceiling
+    assert (ceiling.network.denied_domains, ceiling.filesystem.deny_read) == (("*.a.example",), ("/x/**",))
 
 
 def test_a_default_over_the_ceiling_is_refused() -> None:
