@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -28,13 +28,15 @@ from sandbox_core.domain.outcome import TerminationReason
 from sandbox_core.domain.policy import LARGEST_LIMIT, ExecutionPolicy
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_mcp.cli_output import Output, OutputFailed, ReaderGone
+from sandbox_mcp.cli_signals import Interruptions, interruptions
 
 EXIT_TIMEOUT = 124
 EXIT_NOT_RUN = 125
 EXIT_LOST = 123
 EXIT_READER_GONE = 128 + signal.SIGPIPE
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UNANSWERED = "Interrupted; the server did not answer, so the command may run there until its timeout."
+_NOTICE_SECONDS = 1.0
 _STDIN = 0
 _INPUT_BYTES = 64 * 1024
 _INPUT_RETRY_SECONDS = 0.01
@@ -109,40 +111,53 @@ def run_command(
         labels=labels,
     )
     runs = _here(settings) if server is None else _there(settings, server)
-    return event_loop.run(_run, runs, submission, Output(json_lines=json_lines, verbose=verbose))
+    output = Output(json_lines=json_lines, verbose=verbose)
+    return event_loop.run(_run, runs, submission, output, None if server is None else _UNANSWERED)
 
 
-async def _run(opened: AbstractAsyncContextManager[Runs], submission: Submission, output: Output) -> int:
-    # Whoever started us with a signal ignored (nohup, a shell's background job) wants it ignored.
-    obeyed = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    with anyio.open_signal_receiver(*obeyed) as signals:
-        async with opened as runs:
-            execution = await runs.submit(submission)
-            job = _Job(runs, execution.id, output)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(job.obey, signals)
-                if submission.command.interactive:
-                    tasks.start_soon(job.forward_input)
-                await job.show()
-                tasks.cancel_scope.cancel()
-            if job.failure is not None:
-                raise job.failure
-            ended = await runs.get(execution.id)
-            # What could not be sent to a worker that is gone is no news beside that.
-            if job.input_failure is not None and not _is_lost(ended):
-                raise job.input_failure
-            return job.exit_code(ended)
+async def _run(
+    opened: AbstractAsyncContextManager[Runs], submission: Submission, output: Output, unanswered: str | None = None
+) -> int:
+    """Run it; `unanswered` is said when a signal ends us although the end of the command is not known."""
+    with interruptions() as signals:
+        with signals.whole:
+            async with opened as runs:
+                return await _run_there(runs, submission, output, signals)
+        if unanswered is not None and signals.is_submitting:
+            with anyio.move_on_after(_NOTICE_SECONDS), suppress(ReaderGone, OutputFailed):
+                await output.notice(unanswered)
+        return 128 + signals.numbers[0]
+
+
+async def _run_there(runs: Runs, submission: Submission, output: Output, signals: Interruptions) -> int:
+    signals.submitting()
+    execution = await runs.submit(submission)
+    signals.submitted()
+    job = _Job(runs, execution.id, output, signals)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(job.obey)
+        if submission.command.interactive:
+            tasks.start_soon(job.forward_input)
+        await job.show()
+        tasks.cancel_scope.cancel()
+    if job.failure is not None:
+        raise job.failure
+    ended = await runs.get(execution.id)
+    # What could not be sent to a worker that is gone is no news beside that.
+    if job.input_failure is not None and not _is_lost(ended):
+        raise job.input_failure
+    return job.exit_code(ended)
 
 
 class _Job:
     """One execution and what joins it to our terminal."""
 
-    def __init__(self, runs: Runs, execution_id: ExecutionId, output: Output) -> None:
+    def __init__(self, runs: Runs, execution_id: ExecutionId, output: Output, signals: Interruptions) -> None:
         self._runs = runs
         self._id = execution_id
         self._output = output
+        self._signals = signals
         self._showing = anyio.CancelScope()
-        self._signals: list[int] = []
         self._reader_gone = False
         self.failure: SandboxError | None = None
         self.input_failure: SandboxError | None = None
@@ -168,12 +183,13 @@ class _Job:
         except SandboxError as error:
             self.failure = error
 
-    async def obey(self, signals: AsyncIterable[signal.Signals]) -> None:
+    async def obey(self) -> None:
         """End the command gracefully on the first signal; kill it, and stop writing, on the next."""
-        async with anyio.create_task_group() as tasks:
-            async for number in signals:
-                self._signals.append(number)
-                tasks.start_soon(self._cancel, len(self._signals) > 1)
+        again = False
+        async with anyio.create_task_group() as tasks, aclosing(self._signals.each()) as signals:
+            async for _ in signals:
+                tasks.start_soon(self._cancel, again)
+                again = True
 
     async def _cancel(self, again: bool) -> None:
         try:
@@ -208,8 +224,8 @@ class _Job:
         """Return what `sandbox run` exits with."""
         if self._reader_gone:
             return EXIT_READER_GONE
-        if self._signals and execution.status in (ExecutionStatus.CANCELLED, ExecutionStatus.RUNNING):
-            return 128 + self._signals[0]
+        if self._signals.numbers and execution.status in (ExecutionStatus.CANCELLED, ExecutionStatus.RUNNING):
+            return 128 + self._signals.numbers[0]
         code = None if execution.outcome is None else execution.outcome.exit_code
         match execution.status:
             case ExecutionStatus.COMPLETED if code is not None:

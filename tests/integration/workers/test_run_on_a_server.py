@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import uuid
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.integration.cli.test_run_live import Start
 from tests.integration.mcp.harness import serving
 from tests.integration.workers.harness import Fleet
 from tests.ports import free_port
+from tests.stopping import pause
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -86,6 +88,31 @@ def test_signals_end_what_runs_there(front_door: str, started: Start) -> None:  
         deaf.send_signal(signal.SIGINT)
         deaf.send_signal(signal.SIGTERM)
         assert deaf.wait(WAIT_SECONDS) in (130, 143)
+
+
+def test_a_server_that_hangs_holds_up_nobody_who_wants_to_leave(tmp_path: Path, started: Start) -> None:  # noqa: F811
+    with (
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+        started("run", "--server", f"http://127.0.0.1:{deaf.getsockname()[1]}", "-n", "--", "true") as process,
+    ):
+        connection, _ = deaf.accept()
+        with connection:
+            assert connection.recv(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(WAIT_SECONDS / 2) == 130
+    with serving(tmp_path) as served:
+        run = ["run", "--server", f"http://127.0.0.1:{served.port}", "-n", "-c", "echo ready; sleep 100"]
+        with started(*run) as process:
+            assert line_from(process.stdout) == b"ready\n"
+            pause(served.process.pid)
+            try:
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
+                _, stderr = process.communicate(timeout=WAIT_SECONDS / 2)
+            finally:
+                served.process.send_signal(signal.SIGCONT)
+    assert process.returncode in (130, 143)
+    assert b"the server did not answer" in stderr
 
 
 def test_a_reader_that_leaves_ends_it(front_door: str, started: Start) -> None:  # noqa: F811

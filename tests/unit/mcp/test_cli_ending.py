@@ -19,6 +19,7 @@ from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_mcp.cli_ending import ending_notices, usage_words
 from sandbox_mcp.cli_output import Output
 from sandbox_mcp.cli_run import _Job
+from sandbox_mcp.cli_signals import Interruptions
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EXIT = OutputEvent(2, EventKind.EXIT, START, b"Exited with code 1.", {"exit_code": 1, "duration_ms": 250.0})
@@ -88,5 +89,5 @@ async def test_what_was_lost_exits_otherwise_than_what_never_started(reason: Ter
     pending = Execution(new_execution_id(START), LOCAL_PRINCIPAL, None, Command(shell="x"), ExecutionPolicy(), START)
     running = pending.apply(pending.start(NodeId("n"), START))
     nobody: Any = None
-    job = _Job(nobody, pending.id, Output(json_lines=False))
+    job = _Job(nobody, pending.id, Output(json_lines=False), Interruptions())
     assert job.exit_code(running.apply(running.finish(Outcome(reason), START))) == code
