@@ -167,6 +167,7 @@ CASES: tuple[Case, ...] = (
     Case("thread_bomb", "resources", "cgroup, rlimit", _off(_C.CGROUP_TREE, _C.RLIMITS), limits=_FEW),
     Case("memory_bomb", "resources", "cgroup, rlimit", _off(_C.CGROUP_TREE, _C.RLIMITS), limits=_SMALL),
     Case("memory_bomb_of_many", "resources", "cgroup", _off(_C.CGROUP_TREE), limits=_SMALL, cgroup=True),
+    Case("huge_pages", "resources", "system call filter", _off(_C.SECCOMP)),
     Case("memory_file_bomb", "resources", "cgroup", _off(_C.CGROUP_TREE), limits=_SMALL, cgroup=True),
     Case(
         "many_files", "resources", "cgroup, or inodes bounded with the workspace where there is none",

@@ -8,7 +8,7 @@ from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 from sandbox_adapters.runners.hardening.syscall_rules import ALLOWED, REFUSED
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-ENOENT = 0x50002
+ENOENT, ENOMEM = 0x50002, 0x5000C
 EPERM, EACCES, ENOSYS, EPROTONOSUPPORT, EAFNOSUPPORT = 0x50001, 0x5000D, 0x50026, 0x5005D, 0x50061
 
 _NAMES = {machine: {number: name for name, number in table.items()} for machine, table in NUMBERS.items()}
@@ -31,6 +31,12 @@ def expected(machine: str, number: int, arguments: Sequence[int]) -> int:
             return EPERM if low[1] in (0x5412, 0x541C, 0x5423) else ALLOW
         case "personality":
             return ALLOW if low[0] in (0, 8, 0xFFFFFFFF) else EPERM
+        case "mmap":
+            return ENOMEM if low[3] & 0x40000 else ALLOW
+        case "memfd_create":
+            return ENOSYS if low[1] & 4 else ALLOW
+        case "shmget":
+            return EPERM if low[2] & 0o4000 else ALLOW
         case "mknod":
             return _node(low[1])
         case "mknodat":

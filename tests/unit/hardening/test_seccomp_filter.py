@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sandbox_adapters.runners.hardening import seccomp, syscall_rules
 from sandbox_adapters.runners.hardening.syscall_numbers import NUMBERS
 from tests.unit.hardening import cbpf
-from tests.unit.hardening.filter_model import ALLOW, EACCES, EAFNOSUPPORT, ENOENT, ENOSYS, EPERM, KILL, expected
+from tests.unit.hardening.filter_model import ALLOW, EACCES, EAFNOSUPPORT, ENOENT, ENOMEM, ENOSYS, EPERM, KILL, expected
 
 MACHINES = sorted(seccomp.MACHINES)
 PROGRAMS = {machine: seccomp.build_filter(machine) for machine in MACHINES}
@@ -38,6 +38,9 @@ interesting = st.sampled_from(
         0x541C,
         0x5423,
         0x20000,
+        0x40022,
+        0o4600,
+        4,
         0x10000000,
         0o20000,
         0o60000,
@@ -101,6 +104,12 @@ def test_high_bits_hide_no_argument(machine: str, high: int) -> None:
     assert named(machine, "fcntl", 0, 1040 | high) == EACCES
     assert named(machine, "fcntl", 0, 1025 | high) == ALLOW
     assert named(machine, "clone", 0x10000000 | high) == EPERM
+    assert named(machine, "mmap", 0, 4096, 3, 0x40022 | high) == ENOMEM
+    assert named(machine, "mmap", 0, 4096, 3, 0x22 | high) == ALLOW
+    assert named(machine, "memfd_create", 0, 5 | high) == ENOSYS
+    assert named(machine, "memfd_create", 0, 3 | high) == ALLOW
+    assert named(machine, "shmget", 0, 4096, 0o5600 | high) == EPERM
+    assert named(machine, "shmget", 0, 4096, 0o1600 | high) == ALLOW
     assert named(machine, "socket", 16 | high, 3, 0) == EAFNOSUPPORT
     assert named(machine, "socket", 2 | high, 3 | high, 0) == EPERM
 

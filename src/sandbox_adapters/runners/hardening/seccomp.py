@@ -38,6 +38,9 @@ time (fcntl(2)). In a granted directory that is the host, and under a server tha
 that opens a file of the /etc that all see."""
 TCP, TCP_ULP = 6, 31
 """The option that puts another protocol of the kernel's (TLS, SMC, ESP) on a connection. Libraries do without it."""
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 4, 0o4000
+"""Huge pages that the operator reserved for something else. Everybody may take them, and no memory cgroup counts them
+(hugetlbpage in the kernel's documentation); transparent ones, which are counted, need no flag."""
 PERSONALITIES = (0, 0x0008, 0xFFFFFFFF)
 """PER_LINUX, PER_LINUX32, and the question which one it is. The others weaken what protects a process."""
 UNIX, INET, INET6 = 1, 2, 10
@@ -58,7 +61,7 @@ def refuse(number: int) -> int:
 
 _ALLOW, _KILL = ret(RET_ALLOW), ret(RET_KILL_PROCESS)
 _EPERM, _ENOSYS, _EACCES = ret(refuse(errno.EPERM)), ret(refuse(errno.ENOSYS)), ret(refuse(errno.EACCES))
-_NO_ENTRY = ret(refuse(errno.ENOENT))
+_NO_ENTRY, _NO_MEMORY = ret(refuse(errno.ENOENT)), ret(refuse(errno.ENOMEM))
 _NO_FAMILY, _NO_PROTOCOL = ret(refuse(errno.EAFNOSUPPORT)), ret(refuse(errno.EPROTONOSUPPORT))
 
 
@@ -103,6 +106,13 @@ def _fcntl() -> Piece:
     return load_argument(1) + one_of(REFUSED_FILE_COMMANDS, _EACCES, _ALLOW)
 
 
+def _without(argument: int, flag: int, answer: Piece) -> Callable[[], Piece]:
+    def check() -> Piece:
+        return load_argument(argument) + branch(ANY_BIT, flag, answer, _ALLOW)
+
+    return check
+
+
 def _personality() -> Piece:
     return load_argument(0) + one_of(PERSONALITIES, _ALLOW, _EPERM)
 
@@ -140,6 +150,10 @@ CHECKS: Mapping[str, Callable[[], Piece]] = MappingProxyType(
         "clone": _clone,
         "fcntl": _fcntl,
         "ioctl": _ioctl,
+        # What each says where no huge page is left, the kernel has none, or they are for others.
+        "mmap": _without(3, MAP_HUGETLB, _NO_MEMORY),
+        "memfd_create": _without(1, MFD_HUGETLB, _ENOSYS),
+        "shmget": _without(2, SHM_HUGETLB, _EPERM),
         "personality": _personality,
         "socket": _socket,
         "setsockopt": _setsockopt,

@@ -32,8 +32,8 @@ _ALLOWED_BY_SUBJECT: Mapping[str, str] = MappingProxyType(
             inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
         """,
         "memory": """
-            mmap munmap mprotect mremap brk madvise msync mincore mlock mlock2 munlock mlockall munlockall membarrier
-            memfd_create pkey_alloc pkey_free pkey_mprotect mseal map_shadow_stack
+            munmap mprotect mremap brk madvise msync mincore mlock mlock2 munlock mlockall munlockall membarrier
+            pkey_alloc pkey_free pkey_mprotect mseal map_shadow_stack
         """,
         "processes and threads": """
             fork vfork execve execveat exit exit_group wait4 waitid getpid getppid gettid getpgid setpgid getpgrp
@@ -65,7 +65,7 @@ _ALLOWED_BY_SUBJECT: Mapping[str, str] = MappingProxyType(
         """,
         "talking to each other": """
             pipe pipe2 bind connect listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg
-            sendmmsg recvmmsg shutdown getsockopt shmget shmat shmctl shmdt semget semop semtimedop semctl
+            sendmmsg recvmmsg shutdown getsockopt shmat shmctl shmdt semget semop semtimedop semctl
             msgget msgsnd msgrcv msgctl mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
         """,
     }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
 import os
 import resource
 import signal
 import threading
 import time
 
-from tests.integration.attacks.inside.verdicts import Bait, Blocked, attack, checked, libc, syscall
+from tests.integration.attacks.inside.verdicts import Bait, Blocked, attack, checked, first, libc, syscall
 
 _MIB = 1 << 20
+_MFD_HUGETLB, _MAP_HUGETLB = 4, 0x40000
 
 
 def _processes(count: int, memory: int = 0, *, shared: bool = False) -> str:
@@ -50,6 +53,21 @@ def _take(size: int, *, shared: bool) -> object:
     for _ in range(size // _MIB):
         os.write(descriptor, b"x" * _MIB)
     return descriptor
+
+
+@attack
+def huge_pages(bait: Bait) -> str:
+    """No memory cgroup counts them. Asking for none takes none: what matters is who answers, the kernel or the wall."""
+
+    def mapped() -> str:
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB
+        ctypes.set_errno(0)
+        libc.mmap(None, 0, mmap.PROT_READ, kind, -1, 0)
+        if ctypes.get_errno() == errno.ENOMEM:
+            raise Blocked("there are none")
+        return f"the kernel looked at it: {os.strerror(ctypes.get_errno())}"
+
+    return first({"mapped": mapped, "in a file": lambda: checked(libc.memfd_create(b"huge", _MFD_HUGETLB))})
 
 
 @attack
