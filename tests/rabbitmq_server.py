@@ -33,6 +33,7 @@ PASSWORD = "tidal-marsh-41"
 _START_SECONDS = 90.0
 _PAUSE_SECONDS = 0.05
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_CONTROL = _SERVER.with_name("rabbitmqctl")
 
 _RUN = f"""
 epmd &
@@ -119,6 +120,11 @@ class RabbitServer:
             if process.stdin is not None:
                 process.stdin.close()
             _until(lambda: not _listens(self.port), "the broker that was killed still listens")
+
+    def be_short_of_memory(self, is_short: bool) -> None:
+        """Raise the alarm that lets nobody put, or end it; returns when it is so."""
+        command = [str(_CONTROL), "set_vm_memory_high_watermark", "0.000001" if is_short else "0.9"]
+        subprocess.run(command, env=self._environment, cwd=self.directory, check=True, capture_output=True)
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

@@ -40,6 +40,7 @@ HEARTBEAT_SECONDS: Final = 4
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _CLOSING_SECONDS: Final = 2.0
+_TOLD_SECONDS: Final = 0.05
 _DELIVERIES: Final = 1_000_000_000
 """Never: an item that was handed out often was refused often, since its principal has no place. RabbitMQ 4 says 20."""
 
@@ -244,7 +245,9 @@ class RabbitConnection(Background):
     async def _do(self, call: Callable[[_Session], Awaitable[_Answer]]) -> _Answer:
         """Do something with the connection, whole even when cancelled, and within the timeout.
 
-        Raises NoAnswer when it takes longer: then the connection is taken for broken, and everything is made anew.
+        Raises NoAnswer when it takes longer: then the connection is taken for broken, and everything is made anew. With
+        another error so it is when RabbitMQ is short of memory or disk: it then reads nothing more from a connection
+        that has put, and serves one that has not.
         """
         self.asked += 1
         await self.ready()
@@ -263,7 +266,12 @@ class RabbitConnection(Background):
             with anyio.fail_after(seconds, shield=True):
                 return await call(session)
         except TimeoutError as error:
+            is_blocked = await _is_blocked(session)
             session.gone.set()
+            if is_blocked:
+                raise StoreUnavailable(
+                    f"RabbitMQ at {self.address} is short of memory or disk, and takes no more"
+                ) from error
             raise NoAnswer(f"RabbitMQ at {self.address} did not answer within {seconds:g} s") from error
         except DeliveryError as error:
             session.gone.set()
@@ -367,6 +375,17 @@ def _tls(options: RabbitOptions) -> ssl.SSLContext:
     if "certfile" in files:
         context.load_cert_chain(files["certfile"], files.get("keyfile"))
     return context
+
+
+async def _is_blocked(session: _Session) -> bool:
+    """Return whether RabbitMQ has said that it takes nothing from this connection (its AMQP extension for that)."""
+    transport = session.connection.transport
+    if transport is None or session.connection.is_closed:
+        return False
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_TOLD_SECONDS):
+        await transport.connection.ready()
+        return False
+    return True
 
 
 async def _cancel(_: _Session, queue: AbstractQueue, tag: str) -> None:

@@ -43,8 +43,9 @@ def error_fields(error: SandboxError) -> dict[str, Any]:
         fields |= {"labels": list(error.labels), "offered": list(error.offered)}
     if isinstance(error, ServerFull):
         fields["retry_after_seconds"] = error.retry_after_seconds
-    elif type(error) in _RETRY_SECONDS:
-        fields["retry_after_seconds"] = _RETRY_SECONDS[type(error)]
+    for kind, seconds in _RETRY_SECONDS.items():
+        if isinstance(error, kind):
+            fields["retry_after_seconds"] = seconds
     return fields
 
 

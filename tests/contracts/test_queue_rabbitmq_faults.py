@@ -98,6 +98,15 @@ async def answering(queue: RabbitQueue) -> None:
                 return
 
 
+async def put_until_refused(queue: RabbitQueue) -> None:
+    """Put until that is an error: RabbitMQ notices within a second or so what it is short of."""
+    with anyio.fail_after(BOUND_SECONDS):
+        while True:
+            await queue.put(put := item("somebody else"))
+            await queue.remove(put.execution_id)
+            await anyio.sleep(0.05)
+
+
 @pytest.mark.anyio
 class TestTakersThatAreKilled:
     async def test_before_the_claim_and_another_one_that_waits_is_handed_it(
@@ -204,6 +213,23 @@ class TestRabbitMQIsKilled:
             }
             await newcomer.put(late := item())
             assert (await take(newcomer)).item == late
+
+    async def test_is_short_of_memory_which_is_said_and_costs_no_queue(
+        self, own_rabbitmq: RabbitServer, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            queue = await joining(own_rabbitmq, redis_server, stack)()
+            await queue.put(before := item())
+            await anyio.to_thread.run_sync(own_rabbitmq.be_short_of_memory, True)
+            with pytest.raises(StoreUnavailable, match="is short of memory or disk, and takes no more"):
+                await put_until_refused(queue)
+            # What waits is handed out all the same, over a connection that has put nothing.
+            await answering(queue)
+            assert (await take(queue)).item == before
+            await anyio.to_thread.run_sync(own_rabbitmq.be_short_of_memory, False)
+            await answering(queue)
+            await queue.put(item("somebody else"))
+        assert "delete it" not in caplog.text
 
     async def test_and_has_lost_a_queue_and_the_others_are_served_and_put_to(
         self, rabbitmq_server: RabbitServer, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch

@@ -471,6 +471,19 @@ class TestBeyondTheContract:
         spent.pop("client|list", None)
         assert spent.total() < 3 * seconds, spent
 
+    async def test_one_that_takes_no_writes_is_not_there_although_it_can_be_read(
+        self, own_redis: RedisServer, anyio_backend: str
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            queue = await opened(own_redis, stack, "one")
+            await queue.put(item())
+            assert await queue.depth() == 1
+            own_redis.ask("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(StoreUnavailable, match="out of memory"):
+                await queue.depth()
+            own_redis.ask("CONFIG", "SET", "maxmemory", 0)
+            assert await queue.depth() == 1
+
     async def test_what_is_done_while_redis_is_away_is_told_when_it_is_back(
         self, own_redis: RedisServer, anyio_backend: str
     ) -> None:

@@ -195,8 +195,8 @@ class RedisQueue(Background):
         return []
 
     async def depth(self) -> int:
-        """Return how many items wait, over all processes."""
-        return int(await self._connection.command("HLEN", f"{self._connection.namespace}queue:items"))
+        """Return how many items wait, over all processes. Raises StoreUnavailable also when Redis takes no writes."""
+        return int(await self._run(scripts.DEPTH))
 
     async def stats(self) -> QueueStats:
         """Return how many items wait, and since when, in one script."""

@@ -22,6 +22,7 @@ rings name are served by one sequence.
 | `sets` | set of the sets of labels that something waits with |
 | `kinds` | hash, what an idle taker offers -> until when that is known; only of takers that offer labels |
 | `state`, `turns` | a counter for places in the rings, and how long the last hand-overs took, ms |
+| `probe` | when it was last asked how many wait, which a Redis that takes no writes does not answer |
 
 Every key lives as long as pending executions may at least, and longer only when it is used again.
 """

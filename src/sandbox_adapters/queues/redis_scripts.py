@@ -231,6 +231,12 @@ end
 return 0
 """)
 
+DEPTH: Final = _script("""
+-- Answers how many wait, if the queue would take one more now: Redis may be full, or read-only.
+redis.call('SET', Q .. 'probe', now(), 'PX', KEEP)
+return redis.call('HLEN', items)
+""")
+
 STATS: Final = _script(
     """
 -- Answers how many wait, and since when the first of them. A mark whose item was lost is cleared away.

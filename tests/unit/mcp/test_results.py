@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_adapters.rabbitmq_connection import NoAnswer
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import InvalidArgument, PolicyRefused, PolicyViolation, ServerDraining, ServerFull
@@ -179,6 +180,7 @@ def test_errors_fit_every_output_schema(error: Any) -> None:
 def test_retry_time_is_told_where_it_helps() -> None:
     assert error_fields(ServerFull("no place", 7))["retry_after_seconds"] == 7
     assert error_fields(ServerDraining())["retry_after_seconds"] > 0
+    assert error_fields(NoAnswer("the queue"))["retry_after_seconds"] > 0
     assert "retry_after_seconds" not in error_fields(InvalidArgument("a", "b"))
     assert internal_error_fields()["code"] == "internal_error"
 
