@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from sandbox_adapters.egress import OperatorSecrets, Secret, colliding
 from sandbox_adapters.policy_input import normalise_policy
-from sandbox_adapters.runners.grants import host_path
+from sandbox_adapters.runners.grants import PRIVATE, host_path
 from sandbox_adapters.settings import Settings, SettingsError, variable_name
 from sandbox_adapters.settings_secrets import GENERATED_AUTHORITY
 from sandbox_core.domain.errors import InvalidArgument
@@ -235,7 +235,8 @@ def _refuse_visible(settings: Settings, field: str, path: Path) -> None:
     What the ceiling denies inside its own grants cannot be asked for: the most specific entry decides.
     """
     ceiling = normalise_policy(settings.ceiling)["filesystem"]
-    granted = [host_path(entry) for name in ("allow_read", "allow_write") for entry in ceiling.get(name) or ()]
+    named = [host_path(entry) for name in ("allow_read", "allow_write") for entry in ceiling.get(name) or ()]
+    granted = [entry for entry in named if entry not in PRIVATE]  # inside, those are the sandbox's own
     shown = [*_ALWAYS_VISIBLE, *map(str, settings.read_only_paths)]
     if _longest_around(path, granted) > _longest_around(path, map(host_path, ceiling.get("deny_read") or ())):
         shown += granted

@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from sandbox_adapters import secrets_file
 from sandbox_adapters.egress.operator_secrets import Injection, OperatorSecrets
 from sandbox_adapters.secrets_file import load_secrets
 from sandbox_adapters.settings import Settings, SettingsError
@@ -228,6 +229,15 @@ def test_relative_paths_of_the_ceiling_start_at_the_workspace(
     denied = {"allow_read": [str(tmp_path.parent)], "deny_read": ["."]}
     with pytest.raises(SettingsError, match="which sandboxes can be shown"):
         load({"one": GOOD}, ceiling={"filesystem": denied})
+
+
+def test_a_directory_that_is_the_sandboxs_own_inside_shows_no_file_of_the_host(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ceiling names /tmp as the built-in one does."""
+    monkeypatch.setattr(secrets_file, "PRIVATE", (str(tmp_path),))
+    ceiling = {"filesystem": {"allow_write": [".", str(tmp_path)]}}
+    assert load({"one": GOOD}, ceiling=ceiling).for_principal(None) != Injection()
 
 
 def test_the_local_runner_gets_no_secrets(load: Load) -> None:
