@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import PurePosixPath
 
 from sandbox_adapters.runners.child.path_patterns import WILDCARD, PathPatterns
 from sandbox_adapters.runners.child.protected_names import protected_part
@@ -19,6 +18,11 @@ from sandbox_core.domain.policy import WORKSPACE, FilesystemPolicy, inside_sandb
 
 PRIVATE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
 """Where a command may write anyway."""
+MAX_COMPARED = 1 << 24
+"""Letters of grants times letters of denials with wildcards. Both are a caller's, and the server does nothing else
+while it compares them, which takes less than a second up to this."""
+_LETTERS_AT_LEAST = 256
+"""Of grants, as they count there: denials alone take time as well, to be read and for every file."""
 NEVER_GRANTED = ("/sys", "/run/user", "/boot")
 """The kernel's files and every user's sockets."""
 
@@ -147,6 +151,14 @@ def grant_violations(
     exempt = {host_path(path) for path in operator.allow_write}
     asked = [(ALLOW_READ, path) for path in policy.allow_read if _asks(path, visible)]
     asked += [(ALLOW_WRITE, path) for path in policy.allow_write if _asks(path, ())]
+    if (too_much := _too_much(asked, policy)) is not None:
+        return [too_much]
+    wild = [
+        (name, denial, PathPatterns((host_path(denial),)))
+        for name, denials in ((DENY_READ, policy.deny_read), (DENY_WRITE, policy.deny_write))
+        for denial in denials
+        if asked and WILDCARD.search(denial)
+    ]
     for field, path in asked:
         reason = _impossible(path, taken)
         full = host_path(path)
@@ -156,13 +168,12 @@ def grant_violations(
         if reason is None and field == ALLOW_WRITE and part is not None and full not in exempt:
             reason = f"programs on the host run or obey {part!r}; only the operator's ceiling can name the path itself"
         if reason is None:
-            covering = [
+            covering = (
                 f"{name} {denial!r}"
-                for name, denials in ((DENY_READ, policy.deny_read), (DENY_WRITE, policy.deny_write))
-                for denial in denials
-                if (name == DENY_READ or field == ALLOW_WRITE) and WILDCARD.search(denial) and covers(denial, full)
-            ]
-            reason = f"{covering[0]} covers it" if covering else None
+                for name, denial, patterns in wild
+                if (name == DENY_READ or field == ALLOW_WRITE) and patterns.covers(full)
+            )
+            reason = f"{first} covers it" if (first := next(covering, None)) is not None else None
         if reason is None and _overruled(full, field, operator):
             reason = "the operator's ceiling denies it"
         if reason is not None:
@@ -177,10 +188,16 @@ def grant_violations(
     return found
 
 
-def covers(denial: str, path: str) -> bool:
-    """True when a denial names an absolute path or one around it."""
-    patterns = PathPatterns((host_path(denial),))
-    return any(patterns.match(str(part)) for part in (path, *PurePosixPath(path).parents))
+def _too_much(asked: Sequence[tuple[str, str]], policy: FilesystemPolicy) -> PolicyViolation | None:
+    if not asked:
+        return None
+    letters = max(_LETTERS_AT_LEAST, sum(len(path) for _, path in asked))
+    compared = sum(len(denial) for denial in (*policy.deny_read, *policy.deny_write) if WILDCARD.search(denial))
+    if letters * compared <= MAX_COMPARED:
+        return None
+    field, path = asked[0]
+    reason = f"{letters} letters of grants and {compared} of denials with wildcards take too long to be compared"
+    return PolicyViolation(field, path, f"a product of the two of at most {MAX_COMPARED}", reason)
 
 
 def _decide(fields: set[str], outer: Access) -> tuple[Access, str]:

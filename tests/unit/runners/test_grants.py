@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_adapters.runners.child.path_patterns import PathPatterns
 from sandbox_adapters.runners.granted import Granter
 from sandbox_adapters.runners.grants import (
+    MAX_COMPARED,
     Access,
-    covers,
     grant_violations,
     host_path,
     on_host,
@@ -21,6 +23,10 @@ from sandbox_core.domain.policy import FilesystemPolicy, path_within
 
 TAKEN = ("/usr", "/etc", "/proc", "/dev", "/workspace", "/tmp", "/dev/shm", "/bin", "/opt")
 NOBODY = FilesystemPolicy()
+
+
+def covers(denial: str, path: str) -> bool:
+    return PathPatterns((host_path(denial),)).covers(path)
 
 
 def _violations(policy: FilesystemPolicy, operator: FilesystemPolicy = NOBODY) -> list[str]:
@@ -139,6 +145,34 @@ def test_no_pattern_takes_long() -> None:
     stars = "/p/" + "a*" * 100 + "b"
     assert not covers(stars, "/p/" + "a" * 255)
     assert not covers("/p" + "/**/a" * 200 + "/b", "/p" + "/a" * 60)
+    # A path as long as there are, once for each directory above it, is minutes.
+    for deep in ("/p/**" + "/a*" * 1300 + "/b", "/p" + "/**" * 1300 + "/b", "/p" + "/**/a" * 800 + "/b"):
+        assert not covers(deep, "/p" + "/a" * 2000)
+
+
+_WILD = st.lists(st.sampled_from(["a", "b", "?", "*", "[ab]", "**", ""]), min_size=1, max_size=5).map("/".join)
+
+
+@given(pattern=_WILD, path=st.lists(st.sampled_from(["a", "b", "c", "*"]), min_size=1, max_size=5).map("/".join))
+def test_a_pattern_covers_what_it_stands_for_and_everything_below(pattern: str, path: str) -> None:
+    patterns, path = PathPatterns((host_path(f"/{pattern}"),)), f"/{path}"
+    around = (path, *map(str, PurePosixPath(path).parents))
+    assert patterns.covers(path) is any(map(patterns.match, around))
+
+
+def test_grants_and_wildcards_that_take_long_to_compare_are_refused_before() -> None:
+    long = tuple(f"/srv/{number}/" + "a/" * 2000 for number in range(256))
+    wild = tuple(f"/srv/**/{number}/" + "a*/" * 1300 for number in range(256))
+    for policy in (
+        FilesystemPolicy(allow_read=long, deny_read=wild),
+        FilesystemPolicy(allow_write=long, deny_write=wild),
+        FilesystemPolicy(allow_write=("/srv/x",), deny_read=wild),
+    ):
+        (refused,) = _violations(policy)
+        assert "too long to be compared" in refused
+        assert str(MAX_COMPARED) in refused
+    assert _violations(FilesystemPolicy(allow_read=long, deny_read=("/srv/x/**",))) == []
+    assert _violations(FilesystemPolicy(allow_read=("/srv/x",), deny_read=wild[:16])) == []
 
 
 _PATHS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4).map(lambda parts: "/srv/" + "/".join(parts))

@@ -41,6 +41,40 @@ class PathPatterns:
                     return True
         return False
 
+    def covers(self, path: str) -> bool:
+        """True when a pattern stands for this path or for one around it; takes no longer than `match`."""
+        if any(f"{path}/".startswith(f"{literal.rstrip('/')}/") for literal in self._literal):
+            return True
+        names = path.split("/")
+        return any(path.startswith(prefix) and _match_beginning(parts, names) for prefix, parts in self._parts)
+
+
+def _match_beginning(parts: list[re.Pattern[str] | None], names: list[str]) -> bool:
+    """Match name by name until all parts are used up. Keeps every number of parts that may be by now."""
+    used = _past_stars(parts, {0})
+    for name in names:
+        if len(parts) in used:
+            return True
+        moved = set()
+        for part in used:
+            pattern = parts[part]
+            if pattern is None:
+                moved.add(part)
+            elif pattern.match(name):
+                moved.add(part + 1)
+        used = _past_stars(parts, moved)
+    return len(parts) in used
+
+
+def _past_stars(parts: list[re.Pattern[str] | None], used: set[int]) -> set[int]:
+    """Add what a `**` that stands for no name leads to; each is added once, however many follow each other."""
+    for part in tuple(used):
+        following = part
+        while following < len(parts) and parts[following] is None and following + 1 not in used:
+            following += 1
+            used.add(following)
+    return used
+
 
 def _match(parts: list[re.Pattern[str] | None], names: list[str]) -> bool:
     """Match name by name; what the last `**` stands for grows by one name when something after it does not fit."""
