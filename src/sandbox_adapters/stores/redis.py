@@ -134,12 +134,15 @@ class RedisStateStore:
                 raise InvalidArgument("execution_id", f"{execution.id} is taken")
 
     async def discard(self, execution_id: ExecutionId) -> None:
-        """Forget a pending execution."""
+        """Forget a pending execution; after StoreUnavailable as soon as Redis answers again."""
         self._fresh.pop(execution_id, None)
         try:
             await self._calls.run_on(self._scripts.discard, execution_id)
         except ExecutionNotFound:
             return
+        except StoreUnavailable:
+            self._undo.later(execution_id)
+            raise
 
     async def load(self, execution_id: ExecutionId) -> Execution:
         """Return the execution as it is now."""

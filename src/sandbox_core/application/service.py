@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -14,9 +15,11 @@ from sandbox_core.application.repeats import check_retry_safe, check_same_reques
 from sandbox_core.application.servable import check_servable
 from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.errors import (
+    CallerError,
     ClaimRefused,
     ExecutionFinished,
     ExecutionNotFound,
+    InfrastructureError,
     InputClosed,
     InputFull,
     InvalidArgument,
@@ -47,6 +50,9 @@ REMEMBERED = 1000
 
 INPUT_WAIT_SECONDS = 10.0
 """How long input waits for an execution that has not started yet."""
+
+TAKE_BACK_SECONDS = 10.0
+"""How long what could not be queued is being taken back before its caller is told."""
 
 Screen = Callable[[ExecutionPolicy], Sequence[PolicyViolation]]
 """What the back could not enforce of a resolved policy, known to the front (`ProcessRunner.unenforceable`)."""
@@ -168,9 +174,11 @@ class ExecutionService:
                     labels=labels,
                 )
             )
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._store.discard(execution.id)
+        except BaseException as error:
+            # In doubt it was queued after all, and may run. Under a key its caller comes back to it; else nobody can.
+            is_unwanted = key is None and not isinstance(error, CallerError)
+            with anyio.move_on_after(TAKE_BACK_SECONDS, shield=True):
+                await self._take_back(execution, end_it=is_unwanted)
             raise
         self._submitted[execution.id] = principal
         if len(self._submitted) > REMEMBERED:
@@ -330,6 +338,13 @@ class ExecutionService:
                 raise
             return await self.cancel(principal, execution_id, force=force)
         return answer is ControlAnswer.DELIVERED
+
+    async def _take_back(self, execution: Execution, *, end_it: bool) -> None:
+        """Forget what could not be queued; with `end_it` also end it when somebody has claimed it meanwhile."""
+        with suppress(InfrastructureError, ExecutionNotFound):  # why it could not be queued is what the caller is told
+            await self._store.discard(execution.id)
+            if end_it:
+                await self.cancel(execution.principal, execution.id, force=True)
 
     def _resolve(self, request: ExecutionPolicy) -> ExecutionPolicy:
         """Return the policy to enforce. A refusal names everything at once; what no runner here can do goes first."""

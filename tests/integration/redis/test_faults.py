@@ -19,7 +19,7 @@ from sandbox_core.domain.errors import InfrastructureError, StoreUnavailable
 from sandbox_core.domain.events import OutputEvent
 from sandbox_core.domain.ids import ExecutionId
 from sandbox_core.domain.status import ExecutionStatus
-from sandbox_core.testing.samples import printed
+from sandbox_core.testing.samples import pending, printed
 from tests.integration.redis.conftest import ANSWER_SECONDS, CLOCK, claimed, opened
 from tests.redis_server import RedisServer
 
@@ -189,3 +189,15 @@ async def _ends_with_everything(sandbox: Sandbox, execution_id: ExecutionId) -> 
     assert result.stdout == b"".join(b"line %d\n" % number for number in range(400))
     assert result.stderr == b"end\n"
     await log_of(sandbox, execution_id)
+
+
+async def test_what_was_to_be_forgotten_while_redis_was_away_does_not_start_later(own_redis: RedisServer) -> None:
+    with anyio.fail_after(_BOUND_SECONDS):
+        async with opened(own_redis) as store:
+            refused = await store.create(pending(CLOCK))
+            own_redis.stop()
+            with pytest.raises(StoreUnavailable):
+                await store.discard(refused.id)
+            own_redis.start()
+            while own_redis.ask("EXISTS", f"execution:{refused.id}"):
+                await anyio.lowlevel.checkpoint()
