@@ -123,8 +123,11 @@ class RabbitServer:
 
     def be_short_of_memory(self, is_short: bool) -> None:
         """Raise the alarm that lets nobody put, or end it; returns when it is so."""
-        command = [str(_CONTROL), "set_vm_memory_high_watermark", "0.000001" if is_short else "0.9"]
-        subprocess.run(command, env=self._environment, cwd=self.directory, check=True, capture_output=True)
+        self.control("set_vm_memory_high_watermark", "0.000001" if is_short else "0.9")
+
+    def control(self, *words: str) -> None:
+        """Run `rabbitmqctl` on it; what it is told is done then."""
+        subprocess.run([_CONTROL, *words], env=self._environment, cwd=self.directory, check=True, capture_output=True)
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

@@ -130,6 +130,7 @@ async def rabbitmq_check(settings: Settings) -> Check:
     try:
         with anyio.fail_after(CHECK_SECONDS):
             async with rabbitmq_connection(settings) as rabbitmq:
+                await rabbitmq.check_rights()
                 found = await rabbitmq.fetch(0)
                 if found is not None:
                     await rabbitmq.give_back(found)

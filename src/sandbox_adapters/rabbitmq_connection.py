@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,10 +25,12 @@ from aio_pika.exceptions import (
     DeliveryError,
     ProbableAuthenticationError,
 )
+from aiormq.exceptions import ChannelAccessRefused
 from anyio.streams.memory import MemoryObjectSendStream
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.notices import Notices
+from sandbox_adapters.rabbitmq_client import NO_PERMISSION, close, is_blocked, tls_context
 from sandbox_adapters.rabbitmq_options import RabbitOptions
 from sandbox_core.domain.errors import StoreUnavailable
 
@@ -39,8 +40,6 @@ HEARTBEAT_SECONDS: Final = 4
 """A peer that was silent for two or three of these is taken for gone, and what it was handed goes to others."""
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
-_CLOSING_SECONDS: Final = 2.0
-_TOLD_SECONDS: Final = 0.05
 _DELIVERIES: Final = 1_000_000_000
 """Never: an item that was handed out often was refused often, since its principal has no place. RabbitMQ 4 says 20."""
 
@@ -84,7 +83,8 @@ class RabbitConnection(Background):
     """Queues of one process. Enter it before use; leaving closes the connection.
 
     Entering connects and declares every queue. RabbitMQ being away is no error then: a warning is logged, and every
-    call waits `timeout_seconds` at most and raises StoreUnavailable until it is back. A refused password is an error.
+    call waits `timeout_seconds` at most and raises StoreUnavailable until it is back. A refused password is an error,
+    and so are permissions that do not allow to declare them.
 
     Args:
         buckets: how many quorum queues there are, named `{base}.0` and so on; all processes must say the same.
@@ -97,6 +97,7 @@ class RabbitConnection(Background):
         self.buckets = buckets
         self.plain = f"{options.base}.bell"
         self.labelled = f"{options.base}.bell.labels"
+        self._nowhere = f"{options.base}.nowhere"
         self._session: _Session | None = None
         self._up = anyio.Event()
         self._first = anyio.Event()
@@ -145,6 +146,14 @@ class RabbitConnection(Background):
 
         async def publish(session: _Session) -> None:
             await session.puts.default_exchange.publish(message, self._name(bucket), mandatory=True)
+
+        await self._do(publish)
+
+    async def check_rights(self) -> None:
+        """Put nothing anywhere. Raises StoreUnavailable when the user may not put."""
+
+        async def publish(session: _Session) -> None:
+            await session.puts.default_exchange.publish(aio_pika.Message(b""), self._nowhere, mandatory=False)
 
         await self._do(publish)
 
@@ -266,9 +275,9 @@ class RabbitConnection(Background):
             with anyio.fail_after(seconds, shield=True):
                 return await call(session)
         except TimeoutError as error:
-            is_blocked = await _is_blocked(session)
+            is_short = await is_blocked(session.connection)
             session.gone.set()
-            if is_blocked:
+            if is_short:
                 raise StoreUnavailable(
                     f"RabbitMQ at {self.address} is short of memory or disk, and takes no more"
                 ) from error
@@ -282,6 +291,9 @@ class RabbitConnection(Background):
             if task is None or task.cancelling() or not session.gone.is_set():
                 raise
             raise self.lost() from error
+        except ChannelAccessRefused as error:
+            session.gone.set()
+            raise StoreUnavailable(f"RabbitMQ at {self.address} {NO_PERMISSION}") from error
         except _FAILURES as error:
             session.gone.set()
             raise StoreUnavailable(f"RabbitMQ at {self.address} cannot be asked ({type(error).__name__})") from error
@@ -304,7 +316,7 @@ class RabbitConnection(Background):
                     self._problem = "closed the connection, or did not answer"
                     for listener in self._listeners:
                         listener.close()
-                    await _closed(session.connection)
+                    await close(session.connection)
             if not is_told:
                 _log.warning("RabbitMQ at %s %s", self.address, self._problem)
                 is_told = True
@@ -326,7 +338,7 @@ class RabbitConnection(Background):
                     password=options.password,
                     virtualhost=options.virtual_host,
                     ssl=options.wants_tls,
-                    ssl_context=_tls(options) if options.wants_tls else None,
+                    ssl_context=tls_context(options) if options.wants_tls else None,
                     timeout=seconds,
                     heartbeat=HEARTBEAT_SECONDS,
                 )
@@ -336,6 +348,9 @@ class RabbitConnection(Background):
         except (ProbableAuthenticationError, AuthenticationError):
             self._problem = "refuses the user or the password of its URL"
             self._is_refused = True
+        except ChannelAccessRefused:
+            self._problem = NO_PERMISSION
+            self._is_refused = True
         except (*_FAILURES, ValueError) as error:
             # The broker's own words name the user; ours do not.
             self._problem = f"cannot be reached ({type(error).__name__})"
@@ -343,7 +358,7 @@ class RabbitConnection(Background):
             self._is_refused = False
             return session
         if connection is not None:
-            await _closed(connection)
+            await close(connection)
         return None
 
     async def _prepare(self, connection: AbstractConnection) -> _Session:
@@ -369,29 +384,5 @@ class RabbitConnection(Background):
         return session
 
 
-def _tls(options: RabbitOptions) -> ssl.SSLContext:
-    files = options.tls_files
-    context = ssl.create_default_context(cafile=files.get("cafile"))
-    if "certfile" in files:
-        context.load_cert_chain(files["certfile"], files.get("keyfile"))
-    return context
-
-
-async def _is_blocked(session: _Session) -> bool:
-    """Return whether RabbitMQ has said that it takes nothing from this connection (its AMQP extension for that)."""
-    transport = session.connection.transport
-    if transport is None or session.connection.is_closed:
-        return False
-    with anyio.CancelScope(shield=True), anyio.move_on_after(_TOLD_SECONDS):
-        await transport.connection.ready()
-        return False
-    return True
-
-
 async def _cancel(_: _Session, queue: AbstractQueue, tag: str) -> None:
     await queue.cancel(tag)
-
-
-async def _closed(connection: AbstractConnection) -> None:
-    with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSING_SECONDS), suppress(Exception):
-        await connection.close()

@@ -360,3 +360,24 @@ class TestPassword:
             ]
             assert [check.ok for check in found] == [works], found
             assert PASSWORD not in repr(found)
+
+    async def test_a_user_that_may_not_put_is_told_what_it_lacks_before_the_first_submission(
+        self, own_rabbitmq: RabbitServer, redis_server: RedisServer, anyio_backend: str
+    ) -> None:
+        documented = (ROOT / "docs" / "deployment.md").read_text()
+        all_of_it = (r"^sandbox\.", r"^(sandbox\.|amq\.default$)", r"^sandbox\.")
+        assert f"configure and read `{all_of_it[0]}`, and write `{all_of_it[1]}`" in documented
+        given = {
+            "redis_url": redis_server.url,
+            "queue_url": own_rabbitmq.url.replace(f"tests:{PASSWORD}", f"limited:{PASSWORD}"),
+            "local_runner": False,
+            "redis_timeout_seconds": 10,
+        }
+        await anyio.to_thread.run_sync(own_rabbitmq.control, "add_user", "limited", PASSWORD)
+        # What it lacks to put, what it lacks to declare, and nothing.
+        for permissions in ((all_of_it[0],) * 3, ("^none$",) * 3, all_of_it):
+            await anyio.to_thread.run_sync(own_rabbitmq.control, "set_permissions", "limited", *permissions)
+            checks = (await diagnose(Settings.model_validate(given))).checks
+            (found,) = [check for check in checks if check.name == "RabbitMQ"]
+            assert found.ok is (permissions == all_of_it), found
+            assert found.ok or "does not give its user all permissions: configure" in found.detail
