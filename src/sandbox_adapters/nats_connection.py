@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +24,7 @@ from nats.errors import NoRespondersError
 from sandbox_adapters.background import Background
 from sandbox_adapters.nats_options import NatsOptions
 from sandbox_adapters.notices import Notices
+from sandbox_adapters.outage_reasons import reason_of
 from sandbox_core.domain.errors import StoreUnavailable
 
 _log = logging.getLogger("sandbox_adapters.nats")
@@ -230,7 +230,7 @@ class NatsConnection(Background):
                     password=password,
                     token=user if password is None else None,
                     name="sandbox",
-                    tls=ssl.create_default_context(cafile=self.options.authority) if self.options.wants_tls else None,
+                    tls=self.options.tls_context(),
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
@@ -285,4 +285,4 @@ def _problem(said: list[BaseException]) -> str:
             return str(error)
         if any(word in str(error).lower() for word in _REFUSED):
             return "refuses the user or the password of its URL, or wants one"
-    return f"cannot be reached ({type(said[0]).__name__})"
+    return f"cannot be reached ({reason_of(said)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -66,6 +67,10 @@ class NatsOptions:
         first = self._parts()[0]
         user, password = first.username, first.password
         return (unquote(user) if user else None, None if password is None else unquote(password))
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return what TLS is spoken with; None without TLS. Raises OSError for a file that cannot be used."""
+        return ssl.create_default_context(cafile=self.authority) if self.wants_tls else None
 
     def _split(self) -> tuple[str, str]:
         servers, _, query = self.url.get_secret_value().partition("?")

@@ -1,15 +1,12 @@
-"""What RabbitConnection asks of aio-pika beside its queues: TLS, why nothing is answered, and an end within bounds."""
+"""What RabbitConnection asks of aio-pika beside its queues: why nothing is answered, and an end within bounds."""
 
 from __future__ import annotations
 
-import ssl
 from contextlib import suppress
 from typing import Final
 
 import anyio
 from aio_pika.abc import AbstractConnection
-
-from sandbox_adapters.rabbitmq_options import RabbitOptions
 
 NO_PERMISSION: Final = (
     r"does not give its user all permissions: configure and read ^sandbox\. and write ^(sandbox\.|amq\.default$)"
@@ -17,15 +14,6 @@ NO_PERMISSION: Final = (
 
 _CLOSING_SECONDS: Final = 2.0
 _TOLD_SECONDS: Final = 0.05
-
-
-def tls_context(options: RabbitOptions) -> ssl.SSLContext:
-    """Return how to verify the broker, and what to show it."""
-    files = options.tls_files
-    context = ssl.create_default_context(cafile=files.get("cafile"))
-    if "certfile" in files:
-        context.load_cert_chain(files["certfile"], files.get("keyfile"))
-    return context
 
 
 async def is_blocked(connection: AbstractConnection) -> bool:

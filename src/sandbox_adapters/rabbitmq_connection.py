@@ -30,7 +30,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from sandbox_adapters.background import Background
 from sandbox_adapters.notices import Notices
-from sandbox_adapters.rabbitmq_client import NO_PERMISSION, close, is_blocked, tls_context
+from sandbox_adapters.outage_reasons import reason_of
+from sandbox_adapters.rabbitmq_client import NO_PERMISSION, close, is_blocked
 from sandbox_adapters.rabbitmq_options import RabbitOptions
 from sandbox_core.domain.errors import StoreUnavailable
 
@@ -338,7 +339,7 @@ class RabbitConnection(Background):
                     password=options.password,
                     virtualhost=options.virtual_host,
                     ssl=options.wants_tls,
-                    ssl_context=tls_context(options) if options.wants_tls else None,
+                    ssl_context=options.tls_context(),
                     timeout=seconds,
                     heartbeat=HEARTBEAT_SECONDS,
                 )
@@ -353,7 +354,7 @@ class RabbitConnection(Background):
             self._is_refused = True
         except (*_FAILURES, ValueError) as error:
             # The broker's own words name the user; ours do not.
-            self._problem = f"cannot be reached ({type(error).__name__})"
+            self._problem = f"cannot be reached ({reason_of(error)})"
         else:
             self._is_refused = False
             return session

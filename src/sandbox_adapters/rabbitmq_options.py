@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -81,6 +82,16 @@ class RabbitOptions:
     def tls_files(self) -> dict[str, str]:
         """What the options of the URL say."""
         return dict(parse_qsl(self._parts().query, keep_blank_values=True, strict_parsing=True)) if self._query else {}
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return what TLS is spoken with, from the files of the URL; None without TLS. Raises OSError for a file."""
+        if not self.wants_tls:
+            return None
+        files = self.tls_files
+        context = ssl.create_default_context(cafile=files.get("cafile"))
+        if "certfile" in files:
+            context.load_cert_chain(files["certfile"], files.get("keyfile"))
+        return context
 
     @property
     def _query(self) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -74,6 +75,16 @@ class RedisOptions:
         if "path" in parts:
             return f"{parts['path']}, database {database}"
         return f"{parts.get('host', 'localhost')}:{parts.get('port', 6379)}, database {database}"
+
+    def check_tls(self) -> None:
+        """Try what the URL says of TLS. Raises OSError for a file that cannot be used, ValueError for other values."""
+        given = read_redis_url(self.url.get_secret_value())
+        tls = {name: value for name, value in given.items() if name.startswith("ssl_")}
+        if tls:
+            try:
+                SSLConnection(**tls).ssl_context.get()
+            except (RedisError, TypeError) as error:
+                raise ValueError("has a TLS option that cannot be used") from error
 
 
 @dataclass(frozen=True, slots=True)

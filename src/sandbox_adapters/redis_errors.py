@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from sandbox_adapters.outage_reasons import reason_of
 from sandbox_core.domain.errors import StoredDataCorrupt, StoreUnavailable
 
 UNREACHABLE: Final = "cannot be reached"
@@ -81,7 +82,7 @@ def translated(error: BaseException, address: str, timeout_seconds: float) -> Ex
         case ResponseError() | DataError():
             return _refusal(error, where)
         case _:
-            return StoreUnavailable(f"{where} {UNREACHABLE} ({type(error).__name__})")
+            return StoreUnavailable(f"{where} {UNREACHABLE} ({reason_of(error)})")
 
 
 def _refusal(error: ResponseError | DataError, where: str) -> Exception:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from pydantic import SecretStr
 
 from sandbox_adapters.nats_options import NATS_SCHEMES, NatsOptions
+from sandbox_adapters.outage_reasons import reason_of
 from sandbox_adapters.rabbitmq_options import RabbitOptions
 from sandbox_adapters.settings import Settings, SettingsError
 
@@ -47,6 +49,8 @@ def check_redis(settings: Settings) -> None:
             raise SettingsError(_NO_URL)
     except ValueError:
         raise SettingsError(_NO_URL) from None
+    with _telling_of_tls("REDIS_URL"):
+        RedisOptions(settings.redis_url).check_tls()
 
 
 def check_loop(settings: Settings) -> None:
@@ -73,6 +77,8 @@ def _check_queue(settings: Settings) -> None:
             usable = False
         if not usable:
             raise SettingsError(_NO_QUEUE_URL[settings.queue_engine or "redis"])
+        with _telling_of_tls("SANDBOX_QUEUE_URL"):
+            _try_queue_tls(settings.queue_engine, settings.queue_url)
     elif not settings.local_runner:
         raise SettingsError(
             "SANDBOX_LOCAL_RUNNER is false, and without SANDBOX_QUEUE_URL no worker would run anything: set it, and "
@@ -99,6 +105,28 @@ def _queue_address(settings: Settings) -> str:
     from sandbox_adapters.redis_connection import RedisOptions
 
     return RedisOptions(url).address
+
+
+def _try_queue_tls(engine: str | None, url: SecretStr) -> None:
+    if engine == "nats":
+        NatsOptions(url).tls_context()
+    elif engine == "rabbitmq":
+        RabbitOptions(url).tls_context()
+    else:
+        from sandbox_adapters.redis_connection import RedisOptions
+
+        RedisOptions(url).check_tls()
+
+
+@contextmanager
+def _telling_of_tls(variable: str) -> Iterator[None]:
+    """Raise SettingsError where what the URL of this variable says of TLS cannot be used, now or later."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"{variable}: a file for TLS cannot be used: {reason_of(error)}") from None
+    except ValueError:
+        raise SettingsError(f"{variable}: an option for TLS has a value that cannot be used") from None
 
 
 def redis_secrets(settings: Settings) -> list[str]:

@@ -47,6 +47,8 @@ def bound_socket(host: str, port: int, *, fields: tuple[str, str] = ("host", "po
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressUnavailable(f"{where}: cannot be used: {error.strerror or error}") from None
+    except UnicodeError:
+        raise AddressUnavailable(f"{where}: cannot be used: it is no host name") from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 
 from sandbox_adapters.settings import Settings
 from sandbox_mcp import listening
-from sandbox_mcp.listening import QuietServer, bound_socket, uvicorn_config
+from sandbox_mcp.listening import AddressUnavailable, QuietServer, bound_socket, uvicorn_config
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 BOUND_SECONDS = 30
@@ -101,3 +101,19 @@ async def test_who_waits_when_no_descriptor_is_left_is_let_go(monkeypatch: pytes
             await web.stop_listening()
         with waiting, pytest.raises(ConnectionRefusedError):
             connect(port)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("x" * 64, "it is no host name"),
+        ("a..b", "it is no host name"),
+        ("192.0.2.1", "Cannot assign requested address"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_told_by_its_settings(host: str, reason: str) -> None:
+    with (
+        pytest.raises(AddressUnavailable, match=rf"SANDBOX_HOST={host}, SANDBOX_PORT=0: .*{reason}"),
+        bound_socket(host, 0),
+    ):
+        pass
