@@ -9,11 +9,12 @@ from sandbox_adapters.capabilities import Capabilities
 from sandbox_core.application.log_view import LogEnds
 from sandbox_core.application.output_log import incomplete_suffix
 from sandbox_core.domain.errors import InvalidArgument
-from sandbox_core.domain.events import EventKind, OutputEvent, parse_event_id
+from sandbox_core.domain.events import MAX_EVENT_BYTES, EventKind, OutputEvent, parse_event_id
 from sandbox_core.domain.execution import Execution
 from sandbox_core.ports.store import ExecutionPage, LogPage
 
 _PIECE = re.compile(r"([0-9]{1,18})\+([0-9]{1,9})")
+_NOT_OURS = "must be the last_event_id of an earlier reply, for example '12'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,14 @@ def parse_cursor(text: str | None) -> Cursor:
 
     Raises InvalidArgument when no reply can have contained it.
     """
-    if text and (piece := _PIECE.fullmatch(text)):
-        return Cursor(int(piece[1]), int(piece[2]))
-    return Cursor(parse_event_id(text))
+    piece = _PIECE.fullmatch(text or "")
+    if piece is None:
+        return Cursor(parse_event_id(text))
+    cursor = Cursor(int(piece[1]), int(piece[2]))
+    if cursor.skip >= MAX_EVENT_BYTES:
+        # What is skipped is read first: a longer way than any event is would bring a whole log into memory.
+        raise InvalidArgument("last_event_id", _NOT_OURS)
+    return cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,7 @@ def view_of_page(page: LogPage, start: Cursor, max_bytes: int) -> ExecutionView:
     for event in page.events:
         skipped = start.skip if event.seq == start.after + 1 else 0
         if skipped > len(event.data):
-            raise InvalidArgument("last_event_id", "must be the last_event_id of an earlier reply, for example '12'")
+            raise InvalidArgument("last_event_id", _NOT_OURS)
         data = event.data[skipped:] if skipped else event.data
         if event.kind.is_output and len(data) > max_bytes:
             cut = _cut(data, max_bytes)

@@ -15,7 +15,7 @@ from sandbox_adapters.rabbitmq_connection import NoAnswer
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import InvalidArgument, PolicyRefused, PolicyViolation, ServerDraining, ServerFull
-from sandbox_core.domain.events import EventKind, OutputEvent
+from sandbox_core.domain.events import MAX_EVENT_BYTES, EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import LOCAL_PRINCIPAL, NodeId, new_execution_id
 from sandbox_core.domain.isolation import Isolation
@@ -185,7 +185,7 @@ def test_retry_time_is_told_where_it_helps() -> None:
     assert internal_error_fields()["code"] == "internal_error"
 
 
-@pytest.mark.parametrize("text", ["", None, "0", "12", "12+4096"])
+@pytest.mark.parametrize("text", ["", None, "0", "12", "12+4096", "12+65535"])
 def test_cursor_text_comes_back(text: str | None) -> None:
     assert str(parse_cursor(text)) == (text or "0")
 
@@ -194,6 +194,12 @@ def test_cursor_text_comes_back(text: str | None) -> None:
 def test_malformed_cursor_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="last_event_id"):
         parse_cursor(text)
+
+
+@pytest.mark.parametrize("skip", [MAX_EVENT_BYTES, 999_999_999])
+def test_a_cursor_further_in_an_event_than_any_is_long_is_refused_before_anything_is_read(skip: int) -> None:
+    with pytest.raises(InvalidArgument, match="last_event_id"):
+        parse_cursor(f"5+{skip}")
 
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=6), st.integers(min_value=1, max_value=30))
