@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
+import anyio
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from starlette.types import Receive, Scope, Send
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from starlette.types import Message, Receive, Scope, Send
 
+_VERSION_HEADER: Final = b"mcp-protocol-version"
 _wants_json: Final[ContextVar[bool]] = ContextVar("_wants_json", default=False)
 
 
@@ -30,11 +33,41 @@ class AsAccepted(StreamableHTTPSessionManager):
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").lower()
-        before = _wants_json.set(b"application/json" in accepted and b"text/event-stream" not in accepted)
+        wants_json = b"application/json" in accepted and b"text/event-stream" not in accepted
+        before = _wants_json.set(wants_json)
         try:
-            await super().handle_request(scope, receive, send)
+            if wants_json and scope["method"] == "POST":
+                await self._answer_watched(scope, receive, send)
+            else:
+                await super().handle_request(scope, receive, send)
         finally:
             _wants_json.reset(before)
+
+    async def _answer_watched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and see its client go, which the SDK does only where it answers with an event stream.
+
+        That cancels a request that stands alone; in a session it is only noted, by whoever made `receive`.
+        """
+        unread = [await receive()]  # the whole body: see BoundBody
+        versions = {value.decode("latin-1") for name, value in scope["headers"] if name == _VERSION_HEADER}
+        stands_alone = self.stateless or not versions <= set(HANDSHAKE_PROTOCOL_VERSIONS)
+
+        async def replay() -> Message:
+            if not unread:
+                await anyio.sleep_forever()  # until this is cancelled: there is nothing more to receive
+            return unread.pop()
+
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                if stands_alone:
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            await super().handle_request(scope, replay, send)
+            tasks.cancel_scope.cancel()
 
 
 class StandaloneRequests(AsAccepted):

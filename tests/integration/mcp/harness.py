@@ -194,9 +194,9 @@ def tool_request(tool: str, arguments: Mapping[str, Any], request_id: int = 1) -
     return modern_request("tools/call", {"name": tool, "arguments": dict(arguments)}, request_id)
 
 
-async def older_session(http: httpx2.AsyncClient, url: str) -> dict[str, str]:
+async def older_session(http: httpx2.AsyncClient, url: str, accept: str = ACCEPT) -> dict[str, str]:
     """Open an older session by hand; return the headers that its requests need."""
-    headers = {"Accept": ACCEPT, "Content-Type": "application/json"}
+    headers = {"Accept": accept, "Content-Type": "application/json"}
     hello = {
         "jsonrpc": "2.0",
         "id": 0,

@@ -16,6 +16,7 @@ from anyio.abc import SocketStream
 
 from sandbox_mcp.progress import INTERVAL_SECONDS
 from tests.integration.mcp.harness import (
+    ACCEPT,
     MODES,
     PATIENCE_SECONDS,
     Served,
@@ -79,7 +80,7 @@ async def final_status(server: Served, session: str) -> str:
 
 
 async def start_and_drop(
-    server: Served, era: str, on_disconnect: str | None, key: str | None = None
+    server: Served, era: str, on_disconnect: str | None, key: str | None = None, accept: str = ACCEPT
 ) -> tuple[str, dict[str, Any]]:
     """Start a waited execution, drop its connection once it runs; return its mark, and what was asked."""
     mark, asked = marked()
@@ -88,17 +89,18 @@ async def start_and_drop(
         arguments["on_disconnect"] = on_disconnect
     body = tool_request("execute_code", arguments)
     if era == "modern":
-        headers = modern_headers("tools/call", "execute_code")
+        headers = {**modern_headers("tools/call", "execute_code"), "Accept": accept}
     else:
         del body["params"]["_meta"]
         async with httpx2.AsyncClient(timeout=PATIENCE_SECONDS) as http:
-            headers = await older_session(http, server.url)
+            headers = await older_session(http, server.url, accept)
     stream = await raw_post(server, headers, body)
     await until(lambda: processes_with(mark), "the program runs")
     await drop(stream)
     return mark, arguments
 
 
+@pytest.mark.parametrize("accept", [ACCEPT, "application/json"], ids=["any", "json"])
 @pytest.mark.parametrize(
     ("era", "on_disconnect", "status"),
     [
@@ -111,9 +113,9 @@ async def start_and_drop(
     ],
 )
 async def test_dropped_connection_of_a_waited_call(
-    server: Served, era: str, on_disconnect: str | None, status: str
+    server: Served, era: str, on_disconnect: str | None, status: str, accept: str
 ) -> None:
-    mark, asked = await start_and_drop(server, era, on_disconnect)
+    mark, asked = await start_and_drop(server, era, on_disconnect, accept=accept)
     if status == "completed":
         await let_go(server, asked["session_id"])
     assert await final_status(server, asked["session_id"]) == status
