@@ -88,12 +88,12 @@ def node_here() -> NodeId:
 def bubblewrap_runner(settings: Settings) -> ProcessRunner:
     """Return the default runner. Imported here, since a program with a runner of its own does not need it."""
     from sandbox_adapters.runners.bubblewrap import BubblewrapRunner
+    from sandbox_adapters.visible_paths import visible_paths
 
-    visible = [str(path) for path in settings.read_only_paths]
     operator = build_policy(normalise_policy(settings.ceiling)).filesystem
     return BubblewrapRunner(
         bwrap_path=settings.bwrap_path,
-        read_only_paths=visible,
+        read_only_paths=visible_paths(settings),
         operator=operator,
         spares=settings.spares,
         egress=egress_of(settings),

@@ -13,6 +13,7 @@ from sandbox_adapters.queue_engines import engine_check
 from sandbox_adapters.redis_options import check_redis
 from sandbox_adapters.runners.probes import Check, probe
 from sandbox_adapters.settings import Settings, SettingsError
+from sandbox_adapters.visible_paths import visible_paths
 from sandbox_core.domain.errors import InfrastructureError, RunnerUnavailable
 
 REDIS_TIMEOUT_SECONDS = 3.0
@@ -38,9 +39,11 @@ class Diagnosis:
 
 
 async def diagnose(settings: Settings) -> Diagnosis:
-    """Look at everything; takes a second or two, and starts sandboxes of its own for the self-tests."""
-    paths = [str(path) for path in settings.read_only_paths]
-    checks = await probe(bwrap_path=settings.bwrap_path, read_only_paths=paths)
+    """Look at everything; takes a second or two, and starts sandboxes of its own for the self-tests.
+
+    Raises SettingsError for settings that nothing can be looked at with.
+    """
+    checks = await probe(bwrap_path=settings.bwrap_path, read_only_paths=visible_paths(settings))
     # One program that passes is enough: the runner takes the first that does.
     works = any(check.ok for check in checks if check.name.startswith("bubblewrap"))
     if settings.runner == "local":
