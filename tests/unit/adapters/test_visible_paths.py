@@ -25,17 +25,17 @@ def test_what_is_there_is_shown() -> None:
     [
         ("/", "'/' is in the way of a directory that the sandbox has of its own"),
         ("/proc/self", "'/proc/self' is in the way of"),
-        ("/tmp/x", "'/tmp/x' is in the way of"),  # noqa: S108 - never made
+        ("/tmp/x", "'/tmp/x' is in the way of"),
         ("/opt/../srv", "must be absolute, without `..`"),
         ("/opt-that-is-not-there", "'/opt-that-is-not-there' does not exist"),
     ],
 )
 async def test_every_way_in_names_the_setting(path: str, problem: str) -> None:
     settings = settings_for(path)
-    with pytest.raises(SettingsError, match=f"^SANDBOX_READ_ONLY_PATHS: .*{problem}"):
+    with pytest.raises(SettingsError, match=rf"^SANDBOX_READ_ONLY_PATHS: .*{problem}"):
         visible_paths(settings)
-    with pytest.raises(SettingsError, match="^SANDBOX_READ_ONLY_PATHS: "):
+    with pytest.raises(SettingsError, match=r"^SANDBOX_READ_ONLY_PATHS: "):
         await diagnose(settings)
-    with pytest.raises(SettingsError, match="^SANDBOX_READ_ONLY_PATHS: "):
+    with pytest.raises(SettingsError, match=r"^SANDBOX_READ_ONLY_PATHS: "):
         async with open_sandbox(settings):
             pass
