@@ -6,20 +6,22 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from copy import copy
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import anyio
 
 from sandbox_adapters.availability import Availability
 from sandbox_adapters.capabilities import Capabilities
 from sandbox_adapters.container import ISOLATING_RUNNERS, SandboxContainer
+from sandbox_adapters.freed_places import PlacesElsewhere, ask_again
 from sandbox_adapters.heartbeat import Heartbeat, OwnBack
 from sandbox_adapters.limits import Limits
 from sandbox_adapters.logging import get_logger
+from sandbox_adapters.own_loop import OwnLoop
 from sandbox_adapters.redis_options import check_loop, check_redis
 from sandbox_adapters.results import Health, RunResult, result_of
 from sandbox_adapters.settings import Settings, unknown_variables
-from sandbox_adapters.submission import PolicyInput, input_bytes, make_submission
+from sandbox_adapters.submission import PolicyInput, check_statuses, input_bytes, make_submission, whole_bytes
 from sandbox_core.application.remote import Back
 from sandbox_core.application.service import ExecutionService, Submission
 from sandbox_core.domain.errors import ExecutionNotFound, InfrastructureError
@@ -54,6 +56,8 @@ _log = get_logger("sandbox_adapters.sandbox")
 class Sandbox:
     """Runs commands for one principal. Made by `open_sandbox`; every method raises ExecutionNotFound for foreign ids.
 
+    It belongs to the event loop that it was opened in: in another one its methods raise RuntimeError.
+
     `service` and `supervisor` are the application underneath, for what this facade leaves out; `limits` holds the
     ceiling and the default limits in force, `capabilities` says what is enforced and what may be asked for, `back` what
     other processes are told of this one. `messages` keeps streams of MCP servers where other processes find them; None
@@ -87,6 +91,7 @@ class Sandbox:
         self.metrics = metrics
         self.principal = principal
         self._availability = Availability(store, queue)
+        self._loop = OwnLoop("This sandbox")
 
     def for_principal(self, principal: Principal) -> Sandbox:
         """Return the same sandbox as another caller sees it: own executions, own quota."""
@@ -132,6 +137,7 @@ class Sandbox:
             retry_safe=retry_safe,
             labels=labels,
         )
+        whole_bytes("max_bytes", max_bytes)
         execution_id = await self._submit(submission)
         try:
             return await self.wait(execution_id, max_bytes=max_bytes)
@@ -219,17 +225,17 @@ class Sandbox:
 
     async def wait(self, execution_id: str, *, max_bytes: int = DEFAULT_RESULT_BYTES) -> RunResult:
         """Wait for the end and return the result. Cancelling the wait leaves the execution running."""
-        known = parse_execution_id(execution_id)
+        known, most = self._known(execution_id), whole_bytes("max_bytes", max_bytes)
         await self.service.wait(self.principal, known, until_terminal=True)
-        return result_of(await self.service.read_ends(self.principal, known, max_bytes=max_bytes))
+        return result_of(await self.service.read_ends(self.principal, known, max_bytes=most))
 
     def follow(self, execution_id: str, *, after: int = 0) -> AsyncGenerator[OutputEvent, None]:
         """Yield the events of an execution numbered over `after` as they come, until the last."""
-        return self.service.follow(self.principal, parse_execution_id(execution_id), after=after)
+        return self.service.follow(self.principal, self._known(execution_id), after=after)
 
     async def cancel(self, execution_id: str, *, force: bool = False) -> bool:
         """Ask an execution to end (SIGTERM, a grace period, SIGKILL; with `force` at once); False when it had ended."""
-        return await self.service.cancel(self.principal, parse_execution_id(execution_id), force=force)
+        return await self.service.cancel(self.principal, self._known(execution_id), force=force)
 
     async def send_stdin(self, execution_id: str, data: bytes | str, *, end: bool = False) -> None:
         """Send bytes to an interactive execution, as they are; `end` closes its standard input after them.
@@ -237,7 +243,7 @@ class Sandbox:
         Raises NotInteractive, ExecutionFinished, InputClosed, InputFull.
         """
         raw = input_bytes("data", data)
-        await self.service.send_input(self.principal, parse_execution_id(execution_id), raw, end=end)
+        await self.service.send_input(self.principal, self._known(execution_id), raw, end=end)
 
     async def list(
         self,
@@ -248,10 +254,11 @@ class Sandbox:
         before: str | None = None,
     ) -> ExecutionPage:
         """Return executions, newest first; `before` is the `next_before` of the page before."""
+        self._loop.check()
         return await self.service.list_page(
             self.principal,
             session_id=None if session_id is None else parse_session_id(session_id),
-            statuses=statuses,
+            statuses=check_statuses(statuses),
             limit=limit,
             before=None if before is None else parse_list_position(before),
         )
@@ -281,7 +288,12 @@ class Sandbox:
         """End the grace of a drain: kill what still runs."""
         self.supervisor.hurry()
 
+    def _known(self, execution_id: str) -> ExecutionId:
+        self._loop.check()
+        return parse_execution_id(execution_id)
+
     async def _submit(self, submission: Submission) -> ExecutionId:
+        self._loop.check()
         return (await self.service.submit(self.principal, submission)).id
 
     async def _abandon(self, execution_id: ExecutionId) -> None:
@@ -299,6 +311,8 @@ async def open_sandbox(
     settings: Settings | None = None, *, runner: ProcessRunner | None = None, clock: Clock | None = None
 ) -> AsyncIterator[Sandbox]:
     """Open a sandbox: the context owns its processes, and leaving it ends them.
+
+    Enter and leave it in one task. Fixtures of pytest-asyncio do not; those of anyio's own plugin do.
 
     Args:
         settings: default Settings(), which reads the environment.
@@ -337,7 +351,7 @@ async def open_sandbox(
             await heartbeat.beat()
             tasks.start_soon(heartbeat.run)
         if isinstance(places := container.store(), PlacesElsewhere):
-            tasks.start_soon(_ask_again, places, container.queue())
+            tasks.start_soon(ask_again, places, container.queue())
         _log.info(
             "First-time initialization: ExecutionManager initialised",
             runner=sandbox.runner.name,
@@ -359,21 +373,6 @@ async def open_sandbox(
             tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-@runtime_checkable
-class PlacesElsewhere(Protocol):
-    """A store whose places other processes hold too."""
-
-    async def places_freed(self) -> None:
-        """Return when others may have given places back."""
-        ...
-
-
-async def _ask_again(places: PlacesElsewhere, queue: ExecutionQueue) -> None:
-    while True:
-        await places.places_freed()
-        await queue.recheck()
 
 
 def _assemble(container: SandboxContainer, settings: Settings) -> Sandbox:

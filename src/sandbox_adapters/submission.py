@@ -13,6 +13,7 @@ from sandbox_core.domain.errors import InvalidArgument
 from sandbox_core.domain.ids import parse_idempotency_key, parse_session_id
 from sandbox_core.domain.labels import parse_labels
 from sandbox_core.domain.policy import ExecutionPolicy
+from sandbox_core.domain.status import ExecutionStatus
 
 PolicyInput = ExecutionPolicy | Mapping[str, Any] | None
 
@@ -68,6 +69,23 @@ def input_bytes(name: str, data: bytes | str) -> bytes:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InvalidArgument(name, "must be text or bytes")
     return bytes(data)
+
+
+def whole_bytes(name: str, value: object) -> int:
+    """Return a number of bytes, 0 or more. Raises InvalidArgument for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidArgument(name, "must be a whole number of bytes, 0 or more")
+    return value
+
+
+def check_statuses(statuses: Collection[str]) -> frozenset[ExecutionStatus]:
+    """Return statuses, also those given as text. Raises InvalidArgument naming what is none."""
+    if isinstance(statuses, str) or not isinstance(statuses, Collection):
+        raise InvalidArgument("statuses", "must be a set of statuses")
+    known = frozenset(ExecutionStatus)
+    if unknown := sorted(repr(status) for status in statuses if status not in known):
+        raise InvalidArgument("statuses", f"{unknown[0]} is none; there are {', '.join(sorted(known))}")
+    return frozenset(map(ExecutionStatus, statuses))
 
 
 def _argv(command: Sequence[str]) -> tuple[str, ...]:

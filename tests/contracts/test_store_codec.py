@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -191,3 +193,18 @@ def test_what_no_json_can_hold_is_refused_when_it_is_written() -> None:
     execution = Execution(new_execution_id(_AT), LOCAL_PRINCIPAL, None, Command(argv=("true",)), policy, _AT)
     with pytest.raises(InvalidArgument):
         encode_execution(execution)
+
+
+def test_a_list_where_a_tuple_is_declared_is_stored_without_a_word() -> None:
+    names: Any = ["a.example"]
+    policy = ExecutionPolicy(network=NetworkPolicy(allowed_domains=names))
+    execution = Execution(new_execution_id(_AT), LOCAL_PRINCIPAL, None, Command(shell="x"), policy, _AT)
+    found = decode_execution(encode_execution(execution), execution.id)
+    assert found.policy.network.allowed_domains == ("a.example",)
+
+
+def test_what_could_not_be_read_again_is_refused_by_name() -> None:
+    wrong: Any = "yes"
+    execution = Execution(new_execution_id(_AT), LOCAL_PRINCIPAL, None, Command(shell="x"), ExecutionPolicy(), _AT)
+    with pytest.raises(InvalidArgument, match=r"execution\.retry_safe"):
+        encode_execution(replace(execution, retry_safe=wrong))

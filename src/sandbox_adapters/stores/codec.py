@@ -45,15 +45,31 @@ _ZONES = ("+00:00", "Z")
 
 
 def encode_execution(execution: Execution) -> bytes:
-    """Return the document of an execution. Raises InvalidArgument for text that no JSON can hold (half a surrogate)."""
+    """Return the document of an execution, which `decode_execution` reads.
+
+    Raises InvalidArgument for text that no JSON can hold (half a surrogate), and for values of another type.
+    """
     document: _Document = {"v": VERSION, "execution": execution}
     if not _is_text(execution.command.stdin):
         command = replace(execution.command, stdin=b64encode(execution.command.stdin))
         document = {"v": VERSION, "stdin_encoding": "base64", "execution": replace(execution, command=command)}
     try:
-        return _DOCUMENT.dump_json(document)
+        return _DOCUMENT.dump_json(document, warnings="error")
+    except PydanticSerializationError:
+        return _encode_unusual(document)
+
+
+def _encode_unusual(document: _Document) -> bytes:
+    """Return the document of an execution with some value of a type that is not the declared one, such as a list."""
+    try:
+        raw = _DOCUMENT.dump_json(document, warnings="none")
+        # Stored, what cannot be read again would spoil every list that it is in.
+        decode_execution(raw, document["execution"].id)
     except PydanticSerializationError as error:
         raise InvalidArgument("execution", f"cannot be written as JSON: {error}") from error
+    except StoredDataCorrupt as error:
+        raise InvalidArgument("execution", f"could not be read again: {error.problem}") from error
+    return raw
 
 
 def decode_execution(raw: bytes, execution_id: str) -> Execution:

@@ -15,7 +15,12 @@ _COMPARED = ("command", "policy", "retry_safe", "labels")
 
 
 def check_retry_safe(execution: Execution) -> None:
-    """Raise InvalidArgument for a `retry_safe` execution that takes input while it runs: a second run would lack it."""
+    """Raise InvalidArgument for a `retry_safe` execution that takes input while it runs: a second run would lack it.
+
+    Also for a `retry_safe` that is neither True nor False.
+    """
+    if not isinstance(execution.retry_safe, bool):
+        raise InvalidArgument("retry_safe", "must be true or false")
     if execution.retry_safe and execution.command.interactive:
         raise InvalidArgument(
             "retry_safe", "cannot go with interactive: what was sent to a run that was lost is gone; give it as stdin"

@@ -84,6 +84,8 @@ class Command:
             size += len(name) + len(value.encode("utf-8", "surrogateescape")) + 2
         if size > MAX_ENVIRONMENT_BYTES:
             raise InvalidArgument("environment", f"is {size} bytes; at most {MAX_ENVIRONMENT_BYTES} are taken")
+        if not isinstance(self.interactive, bool):
+            raise InvalidArgument("interactive", "must be true or false")
         if len(self.stdin) > MAX_STDIN_BYTES:
             raise InvalidArgument(
                 "stdin", f"is {len(self.stdin)} bytes; at most {MAX_STDIN_BYTES} are taken, send more with send_stdin"

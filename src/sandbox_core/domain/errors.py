@@ -227,6 +227,7 @@ class StoredDataCorrupt(InfrastructureError):
 
     def __init__(self, what: str, problem: str) -> None:
         super().__init__(f"Stored data of {what} cannot be read: {problem}.")
+        self.problem = problem
 
 
 class ClaimRefused(InfrastructureError):

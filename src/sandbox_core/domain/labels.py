@@ -18,7 +18,7 @@ _LABEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 def parse_labels(labels: Collection[object], *, name: str = "labels", most: int = MAX_LABELS) -> frozenset[str]:
     """Check a caller's labels; twice the same is once. Raises InvalidArgument for too many and for what is no label."""
-    if isinstance(labels, str):
+    if isinstance(labels, str) or not isinstance(labels, Collection):
         raise InvalidArgument(name, "must be a list of labels")
     if len(labels) > most:
         raise InvalidArgument(name, f"are {len(labels)}; at most {most} are taken")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,19 @@ class DocumentContract:
         assert await harness.store.load(execution.id) == running
         await harness.store.append(claim.lease, [], final)
         assert await harness.store.load(execution.id) == final
+
+    async def test_what_could_not_be_read_again_is_not_stored(self, harness: StoreHarness) -> None:
+        wrong: Any = "of another type"
+        with pytest.raises(InvalidArgument):
+            await harness.store.create(replace(pending(harness.clock), retry_safe=wrong))
+        await harness.store.create(execution := pending(harness.clock))
+        claim = await harness.store.claim(execution.id, NODE, lease_seconds=15)
+        final = ended(claim.execution, harness.clock, Outcome(TerminationReason.EXITED, wrong))
+        with pytest.raises(InvalidArgument):
+            await harness.store.append(claim.lease, [printed(harness.clock, b"a")], final)
+        page = await harness.store.list_page(ListQuery(execution.principal))
+        assert page.executions == (claim.execution,)
+        assert (await harness.store.read(execution.id)).events == ()
 
     async def test_what_the_caller_changes_later_changes_nothing_stored(self, harness: StoreHarness) -> None:
         environment = {"A": "1"}

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sandbox_adapters import RunResult, Sandbox, Settings, SettingsError, open_sandbox
@@ -98,6 +100,10 @@ async def test_a_policy_is_a_mapping_or_a_value_and_is_held_under_the_ceiling() 
         ({"command": "tool", "stdin": 5}, "stdin"),
         ({"command": "tool", "stdin": "\ud800"}, "stdin"),
         ({"command": "tool", "session_id": 5}, "session_id"),
+        ({"command": "tool", "retry_safe": "yes"}, "retry_safe"),
+        ({"command": "tool", "labels": 5}, "labels"),
+        ({"command": "tool", "max_bytes": "5"}, "max_bytes"),
+        ({"command": "tool", "max_bytes": -1}, "max_bytes"),
         ({"command": "tool", "timeout_seconds": 10**400}, "resource_limits.timeout_seconds"),
     ],
 )
@@ -105,8 +111,51 @@ async def test_an_argument_of_the_wrong_type_is_refused_by_name(arguments: dict[
     async with opened(tool=Script()) as (sandbox, runner):
         with pytest.raises(InvalidArgument) as caught:
             await sandbox.run(**arguments)
+        assert (await sandbox.list()).executions == ()
     assert caught.value.field == field
     assert not runner.launches
+
+
+@pytest.mark.parametrize("statuses", ["running", ["bogus"], 5])
+async def test_what_is_no_set_of_statuses_is_refused_instead_of_finding_nothing(statuses: Any) -> None:
+    async with opened(tool=Script()) as (sandbox, _):
+        with pytest.raises(InvalidArgument, match=r"^statuses"):
+            await sandbox.list(statuses=statuses)
+
+
+async def test_statuses_may_be_text() -> None:
+    texts: Any = ["completed"]
+    async with opened(tool=Script()) as (sandbox, _):
+        ended = await sandbox.run("tool")
+        assert [found.id for found in (await sandbox.list(statuses=texts)).executions] == [ended.execution_id]
+
+
+async def test_another_event_loop_is_told_so_instead_of_waiting_for_ever() -> None:
+    async with opened(tool=FOREVER) as (sandbox, runner):
+        execution_id = await sandbox.submit("tool")
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            partial(sandbox.run, "tool"),
+            partial(sandbox.submit, "tool"),
+            partial(anext, sandbox.stream("tool")),
+            partial(sandbox.wait, execution_id),
+            partial(sandbox.cancel, execution_id),
+            partial(sandbox.send_stdin, execution_id, "x"),
+            partial(sandbox.for_principal(Principal("other")).run, "tool"),
+            sandbox.list,
+        ]
+
+        def call_there(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+            async def call_it() -> None:
+                with anyio.fail_after(30):
+                    await call()
+
+            with pytest.raises(RuntimeError, match="another"):
+                anyio.run(call_it, backend="asyncio")
+
+        for call in calls:
+            await anyio.to_thread.run_sync(call_there, call)
+        assert len(runner.launches) <= 1
+        await sandbox.cancel(execution_id)
 
 
 async def test_an_id_or_input_of_the_wrong_type_is_refused_by_name() -> None:

@@ -38,6 +38,8 @@ def test_labels_are_a_set(labels: list[str]) -> None:
         ["ü"],
         ["a\n"],
         [1],
+        5,
+        None,
         [None],
         "gpu",
         list("abcdefghi"),

@@ -75,6 +75,13 @@ async def test_what_takes_input_while_it_runs_is_not_retry_safe(house: OpenHouse
             await home.submit("x", interactive=True, retry_safe=True)
 
 
+async def test_retry_safe_is_yes_or_no_and_nothing_else_is_stored(house: OpenHouse) -> None:
+    async with house() as home:
+        with pytest.raises(InvalidArgument, match=r"^retry_safe"):
+            await home.service.submit(LOCAL_PRINCIPAL, _request(retry_safe="yes"))
+        assert (await home.service.list_page(LOCAL_PRINCIPAL)).executions == ()
+
+
 async def test_a_node_that_was_cut_off_ends_its_own_attempt_before_it_starts_the_next(
     house: OpenHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
