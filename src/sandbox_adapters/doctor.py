@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -14,7 +15,10 @@ from sandbox_adapters.redis_options import check_redis
 from sandbox_adapters.runners.probes import Check, probe
 from sandbox_adapters.settings import Settings, SettingsError
 from sandbox_adapters.visible_paths import visible_paths
-from sandbox_core.domain.errors import InfrastructureError, RunnerUnavailable
+from sandbox_core.domain.errors import InfrastructureError, RunnerUnavailable, StoreUnavailable
+
+if TYPE_CHECKING:
+    from sandbox_adapters.redis_connection import RedisConnection
 
 REDIS_TIMEOUT_SECONDS = 3.0
 
@@ -76,19 +80,34 @@ async def _capabilities(settings: Settings) -> Capabilities:
         return container.capabilities()
 
 
+async def _told_of_itself(redis: RedisConnection) -> str:
+    """Return what INFO says; nothing where the user may not ask, who may do all that is needed without."""
+    try:
+        answer: bytes = await redis.command("INFO")
+    except StoreUnavailable:
+        return ""
+    return answer.decode()
+
+
 async def redis_check(settings: Settings) -> Check:
     """Ask the server at REDIS_URL; neither the URL nor an error that might quote it is shown."""
+    # Imported here, since most programs keep their state in memory.
+    from sandbox_adapters.stores.redis import RedisStateStore
+
     try:
         check_redis(settings)
         connection = redis_connection(settings)
         with anyio.fail_after(REDIS_TIMEOUT_SECONDS):
             async with connection as redis:
-                answer = await redis.command("INFO")
+                await RedisStateStore(redis).ping()
+                answer = await _told_of_itself(redis)
     except (SettingsError, InfrastructureError, TimeoutError) as error:
         said = str(error) or f"does not answer within {REDIS_TIMEOUT_SECONDS:g} s"
         return Check("Redis", False, said, "Start Redis, or correct REDIS_URL.")
-    info = dict(line.split(":", 1) for line in answer.decode().splitlines() if ":" in line)
-    found = f"{info.get('redis_version', '?')} answers at {connection.address}"
+    info = dict(line.split(":", 1) for line in answer.splitlines() if ":" in line)
+    found = f"{info.get('redis_version', 'it')} answers at {connection.address}"
+    if not info:
+        found += "; its user may not ask whether it keeps everything (INFO): see docs/deployment.md"
     evicts = info.get("maxmemory_policy", "noeviction")
     if evicts != "noeviction":
         fix = "Set maxmemory-policy to noeviction: a full Redis then slows programs down and loses nothing."

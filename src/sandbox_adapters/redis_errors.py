@@ -42,12 +42,13 @@ _REFUSED: Final = {
     "BUSY": "is busy with a script",
     "NOAUTH": "wants a password, and REDIS_URL has none",
     "WRONGPASS": "refuses the user or the password of REDIS_URL",
-    "NOPERM": "does not permit its user what is needed",
+    "NOPERM": "does not permit its user what is needed (~* &* +@all -@dangerous)",
     "MOVED": "is a cluster that keeps our keys on another node: name that one in REDIS_URL",
     "TRYAGAIN": "is a cluster that is moving our keys to another node",
     "UNKILLABLE": "is busy with a script",
 }
 _WRONG_TYPE = re.compile(r"\bWRONGTYPE\b")
+_NO_PERMISSION_IN_SCRIPT = re.compile(r"\buser executing the script can't\b")
 _CODE = re.compile(r"(?:^|-|\s)(" + "|".join(_REFUSED) + r")\b")
 
 
@@ -90,6 +91,8 @@ def _refusal(error: ResponseError | DataError, where: str) -> Exception:
     said = str(error)
     if _WRONG_TYPE.search(said):
         return StoredDataCorrupt(where, "a key of ours holds a value of another type")
+    if _NO_PERMISSION_IN_SCRIPT.search(said):  # Redis 7 gives it no code there
+        return StoreUnavailable(f"{where} {_REFUSED['NOPERM']}")
     found = _CODE.search(said)
     if found is not None:
         return StoreUnavailable(f"{where} {_REFUSED[found.group(1)]}")

@@ -333,7 +333,7 @@ class RedisStateStore:
         return [ExecutionId(raw_id.decode()) for raw_id in found]
 
     async def ping(self) -> None:
-        """Raise StoreUnavailable when Redis would not answer, or would not take a write, now."""
+        """Raise StoreUnavailable when Redis would not answer, take a write, or tell those who wait, now."""
         # Two keys that it names: a cluster that would keep ours in several slots, or elsewhere, refuses them here too.
         names = ("probe", "leases")
         await self._calls.run(self._scripts.probe, keys=[f"{self._calls.redis.namespace}{name}" for name in names])

@@ -185,6 +185,8 @@ return 0
 
 _PROBE: Final = """
 redis.call('SET', ns .. 'probe', now(), 'PX', ttl)
+-- Nobody listens, and a user of Redis may have no channel at all unless it was given some.
+redis.call('PUBLISH', ns .. 'wake:probe', '')
 return 0
 """
 
