@@ -17,7 +17,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sandbox_core.domain.errors import InvalidArgument
-from sandbox_core.domain.policy import ExecutionPolicy, FilesystemPolicy, IsolationPolicy, NetworkPolicy, ResourceLimits
+from sandbox_core.domain.policy import (
+    MAX_ENTRIES,
+    ExecutionPolicy,
+    FilesystemPolicy,
+    IsolationPolicy,
+    NetworkPolicy,
+    ResourceLimits,
+)
 
 PolicyDict = dict[str, dict[str, Any]]
 """Section -> field in snake_case -> the JSON value that was given (None included)."""
@@ -104,6 +111,7 @@ def normalise_policy(given: Mapping[str, Any]) -> PolicyDict:
 
 def build_policy(sections: PolicyDict) -> ExecutionPolicy:
     """Return the policy of normalised sections; None means "not said". Raises InvalidArgument for the values."""
+    _check_lengths(sections)
     said = {
         name: {key: whole_float(value) for key, value in section.items() if value is not None}
         for name, section in sections.items()
@@ -118,6 +126,14 @@ def build_policy(sections: PolicyDict) -> ExecutionPolicy:
         raise InvalidArgument(path, problem[:1].lower() + problem[1:]) from None
     except (TypeError, ValueError, RecursionError):
         raise InvalidArgument("sandbox_config", "holds a value that is not plain JSON") from None
+
+
+def _check_lengths(sections: PolicyDict) -> None:
+    """Refuse long lists first: pydantic looks at every item, and of millions that are wrong each is an error to it."""
+    for name, section in sections.items():
+        for key, value in section.items():
+            if isinstance(value, list | tuple) and len(value) > MAX_ENTRIES:
+                raise InvalidArgument(f"{name}.{key}", f"has {len(value)} entries; at most {MAX_ENTRIES} are taken")
 
 
 def whole_float(value: Any) -> Any:
@@ -169,6 +185,8 @@ def policy_json_schema() -> dict[str, Any]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean …?)` with the nearest known name, or ""."""
+    if len(name) > _SHOWN_CHARACTERS:
+        return ""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {nearest[0]}?)" if nearest else ""
 
@@ -178,7 +196,7 @@ def _snake_names(given: Mapping[str, Any], known: frozenset[str], prefix: str) -
     for key, value in given.items():
         if not isinstance(key, str):
             raise InvalidArgument(prefix.rstrip(".") or "sandbox_config", "has a field name that is not text")
-        is_camel = key[:1].islower() and "_" not in key
+        is_camel = len(key) <= _SHOWN_CHARACTERS and key[:1].islower() and "_" not in key
         name = _HUMP.sub("_", key).lower() if is_camel else key
         if name not in known:
             shown = json.dumps(key[:_SHOWN_CHARACTERS])[1:-1] + ("…" if len(key) > _SHOWN_CHARACTERS else "")

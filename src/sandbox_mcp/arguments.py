@@ -9,7 +9,12 @@ from pydantic_core import PydanticCustomError
 
 from sandbox_adapters.policy_input import whole_float
 from sandbox_core.application.service import LARGEST_PAGE
-from sandbox_core.domain.command import MAX_COMMAND_BYTES, MAX_STDIN_BYTES, MAX_WORKING_DIRECTORY_BYTES
+from sandbox_core.domain.command import (
+    MAX_COMMAND_BYTES,
+    MAX_STDIN_BYTES,
+    MAX_VARIABLES,
+    MAX_WORKING_DIRECTORY_BYTES,
+)
 from sandbox_core.domain.labels import MAX_LABELS
 from sandbox_core.domain.policy import LARGEST_LIMIT
 from sandbox_core.domain.status import ExecutionStatus
@@ -27,6 +32,14 @@ def _whole_characters(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise PydanticCustomError("string_unicode", "must be text") from None
+    return value
+
+
+def _few_variables(value: Any) -> Any:
+    """Refuse so many that listing what is wrong with each would take seconds."""
+    if isinstance(value, dict) and len(value) > MAX_VARIABLES:
+        problem = f"has {len(value)} variables; at most {MAX_VARIABLES} are taken"
+        raise PydanticCustomError("too_many_variables", "{problem}", {"problem": problem})
     return value
 
 
@@ -76,7 +89,11 @@ class ExecuteAsyncArguments(Arguments):
 
     command: (
         Annotated[Text, Field(description=f"Shell text, at most {MAX_COMMAND_BYTES} B.")]
-        | Annotated[list[Text], Field(min_length=1, description="Or a program and its arguments, without a shell.")]
+        # A request holds millions of wrong items, and each that is told takes a kilobyte of memory.
+        | Annotated[
+            list[Text],
+            Field(min_length=1, fail_fast=True, description="Or a program and its arguments, without a shell."),
+        ]
     )
     timeout_seconds: Annotated[
         Seconds | None,
@@ -92,7 +109,9 @@ class ExecuteAsyncArguments(Arguments):
         ),
     ] = None
     environment: Annotated[
-        dict[Text, Text] | None, Field(description="Variables added to the small default environment, name to text.")
+        dict[Text, Text] | None,
+        BeforeValidator(_few_variables),
+        Field(description="Variables added to the small default environment, name to text."),
     ] = None
     sandbox_config: Annotated[dict[str, Any] | None, Field()] = None
     stdin: Annotated[

@@ -16,8 +16,9 @@ WORKSPACE = "/workspace"
 """The private directory that every execution starts in, where the runner gives it one."""
 
 LARGEST_LIMIT = 1 << 40
+MAX_ENTRIES = 256
+"""Of each list of a policy."""
 _LONGEST_SHOWN = 10**30
-_MAX_ENTRIES = 256
 _MAX_ENTRY_CHARACTERS = 4095
 
 
@@ -225,8 +226,8 @@ def _union(*entries: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_entries(name: str, entries: tuple[str, ...]) -> None:
-    if len(entries) > _MAX_ENTRIES:
-        raise InvalidArgument(name, f"has {len(entries)} entries; at most {_MAX_ENTRIES} are taken")
+    if len(entries) > MAX_ENTRIES:
+        raise InvalidArgument(name, f"has {len(entries)} entries; at most {MAX_ENTRIES} are taken")
     for entry in entries:
         if not entry or len(entry) > _MAX_ENTRY_CHARACTERS or "\0" in entry:
             raise InvalidArgument(name, "has an entry that is empty, too long or has a NUL byte")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import difflib
 import json
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_a_whole_number_may_be_written_with_a_point() -> None:
     assert parse_policy({"maxOutputBytes": 5.0, "timeoutSeconds": 2.5}) == parse_policy(
         {"max_output_bytes": 5, "timeout_seconds": 2.5}
     )
+
+
+@pytest.mark.parametrize("item", [0, "a.example", [], None])
+def test_a_list_that_is_too_long_is_refused_before_its_items_are_looked_at(item: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"network\.allowed_domains: has 5000 entries; at most 256 are taken"):
+        parse_policy({"network": {"allowed_domains": [item] * 5000}})
+
+
+def test_a_long_unknown_name_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(difflib, "get_close_matches")
+    with pytest.raises(InvalidArgument, match="is not a known field; known"):
+        parse_policy({"timeoutSeconds" * 5: 1})
 
 
 def test_null_is_the_same_as_leaving_it_out() -> None:

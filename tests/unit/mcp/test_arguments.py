@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from sandbox_core.domain.errors import InvalidArgument
 from sandbox_mcp.arguments import ExecuteArguments, ListArguments, OutputArguments
@@ -73,6 +74,18 @@ def test_name_of_an_unknown_argument_is_cut_and_escaped() -> None:
 def test_problem_names_the_argument(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem):
         parse_arguments(ExecuteArguments, arguments)
+
+
+def test_of_many_wrong_items_only_the_first_is_looked_at() -> None:
+    """A request holds two million: as errors they are two GB, and the server answers nobody meanwhile."""
+    with pytest.raises(ValidationError) as caught:
+        ExecuteArguments.model_validate({"command": [0] * 5000})
+    assert caught.value.error_count() == 2  # one for each type that it could have been
+    with pytest.raises(ValidationError) as caught:
+        ExecuteArguments.model_validate({"command": "true", "environment": {str(number): 0 for number in range(5000)}})
+    assert caught.value.error_count() == 1
+    with pytest.raises(InvalidArgument, match="environment: has 5000 variables; at most 1024 are taken"):
+        parse_arguments(ExecuteArguments, {"command": "true", "environment": dict.fromkeys(map(str, range(5000)), 0)})
 
 
 def test_a_required_text_that_is_empty_is_not_to_be_left_out() -> None:
