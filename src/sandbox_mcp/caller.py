@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ DEFAULT_SESSION: Final = SessionId("default")
 _SESSION_HEADER: Final = "mcp-session-id"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One HTTP request while it is served. Kept in the ASGI scope under EXCHANGE_KEY."""
 
@@ -36,6 +37,8 @@ class Exchange:
     """Set when the response is complete, or given up."""
     handlers: int = 0
     """Calls of this request that are still being handled; an older client's go on after a disconnect."""
+    leave: Callable[[], None] | None = None
+    """Gives back the place of a large answer, once it is sent or given up; None without one. See LargeAnswers."""
 
 
 @dataclass(frozen=True, slots=True)

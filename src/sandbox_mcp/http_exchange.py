@@ -15,6 +15,7 @@ from sandbox_mcp.http_answers import answer_compactly, is_stream
 from sandbox_mcp.http_errors import refuse
 
 _SESSION_HEADER = b"mcp-session-id"
+_PIECE_BYTES = 256 * 1024
 _ENDING_SECONDS = 5
 """How long a request waits for the end of one with its id whose answer is on its way out already."""
 
@@ -72,19 +73,24 @@ class TrackExchanges:
         async def note(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.streaming = is_stream(message)
-            elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                exchange.ending = True
+            elif message["type"] == "http.response.body":
+                message = await _send_most(message, send)
+                exchange.ending = not message.get("more_body", False)
             await send(message)
 
         session = next((value for name, value in scope["headers"] if name == _SESSION_HEADER), None)
-        if scope["method"] != "POST":
-            await self._app(scope, watch, note)
-            return
-        if session is None:
-            with self._in_flight.counted():
+        try:
+            if scope["method"] != "POST":
                 await self._app(scope, watch, note)
-            return
-        await self._in_session(session, exchange, scope, watch, note)
+            elif session is None:
+                with self._in_flight.counted():
+                    await self._app(scope, watch, note)
+            else:
+                await self._in_session(session, exchange, scope, watch, note)
+        finally:
+            exchange.answered.set()
+            if exchange.leave is not None:
+                exchange.leave()
 
     async def _in_session(self, session: bytes, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         first = await receive()
@@ -118,6 +124,18 @@ class TrackExchanges:
             exchange.answered.set()
             if key is not None and not exchange.handlers and self._used.get(key) is exchange:
                 del self._used[key]
+
+
+async def _send_most(message: Message, send: Send) -> Message:
+    """Send a long body in pieces as its client takes them; return its end, to be sent."""
+    body = message.get("body", b"")
+    if len(body) <= _PIECE_BYTES:
+        return message
+    unsent = memoryview(body)
+    while len(unsent) > _PIECE_BYTES:
+        await send({**message, "body": bytes(unsent[:_PIECE_BYTES]), "more_body": True})
+        unsent = unsent[_PIECE_BYTES:]
+    return {**message, "body": bytes(unsent)}
 
 
 def _request(body: bytes) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""OnePieceTransport: the head of an HTTP/1.1 response and the first of its body leave in one write."""
+"""OnePieceTransport: head and body of an HTTP/1.1 response in one write, and an end for clients that never read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 _HEAD = b"HTTP/1."
+UNREAD_SECONDS = 120.0
+"""How long a client may take nothing of what waits for it, before its connection is ended."""
 _MOST_JOINED_BYTES = 64 * 1024
 """Joining copies, so a long piece of a body follows the head in a write of its own."""
 
@@ -16,13 +18,27 @@ class OnePieceTransport(asyncio.Transport):
     uvicorn writes a head and what follows it one after the other, at once: two packets, and a client that wakes for
     each. The body goes along with the head here; a head that none follows in the same turn of the event loop, as that
     of a stream with nothing to say yet, goes alone at the end of it.
+
+    What a client does not read stays in memory, also after `close`; one that takes nothing of it is cut off.
+
+    Args:
+        unread_seconds: how long it may take nothing.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        unread_seconds: float = UNREAD_SECONDS,
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
+        self._unread_seconds = unread_seconds
         self._head = b""
+        self._written = 0
+        self._watching = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write, together with a head that waits; hold it when it is one."""
@@ -35,7 +51,7 @@ class OnePieceTransport(asyncio.Transport):
             self._head = bytes(data)
             self._loop.call_soon(self._flush)
             return
-        self._transport.write(data)
+        self._write(data)
 
     def close(self) -> None:
         """Close when what waits is written."""
@@ -86,4 +102,23 @@ class OnePieceTransport(asyncio.Transport):
     def _flush(self) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head)
+            self._write(head)
+
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        self._transport.write(data)
+        self._written += len(data)
+        if not self._watching and self._transport.get_write_buffer_size():
+            self._watch()
+
+    def _watch(self) -> None:
+        self._watching = True
+        taken = self._written - self._transport.get_write_buffer_size()
+        self._loop.call_later(self._unread_seconds, self._look, taken)
+
+    def _look(self, taken: int) -> None:
+        self._watching = False
+        unread = self._transport.get_write_buffer_size()
+        if unread and self._written - unread == taken:
+            self._transport.abort()
+        elif unread:
+            self._watch()

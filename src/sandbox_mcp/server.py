@@ -26,6 +26,7 @@ from sandbox_mcp.caller import Caller, caller_of
 from sandbox_mcp.catalogue import INSTRUCTIONS, build_catalogue
 from sandbox_mcp.failures import error_fields, internal_error_fields
 from sandbox_mcp.guide_replies import GuideReplies
+from sandbox_mcp.large_answers import fitting_bytes
 from sandbox_mcp.listen_streams import ListenStreams
 from sandbox_mcp.replies import ReplyStyle, SandboxReplies, ToolResult, Wishes
 from sandbox_mcp.resources import Resources
@@ -184,6 +185,9 @@ class SandboxServer:
                     return await self._fitting(tool, caller, view, wishes, LARGEST_LINE_BYTES)
             elif caller.exchange.streaming:
                 return await self._fitting(tool, caller, view, wishes, LARGEST_EVENT_BYTES)
+            else:
+                while (room := fitting_bytes(view, wishes)) is not None:
+                    view = await self._tools.shrink(caller, view, room)
         return self._replies.reply(tool, view, wishes)
 
     async def _task_result(self, principal: Principal, execution_id: ExecutionId) -> ToolResult:

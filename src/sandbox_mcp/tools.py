@@ -29,6 +29,7 @@ from sandbox_mcp.arguments import (
     StatusArguments,
 )
 from sandbox_mcp.caller import Caller
+from sandbox_mcp.large_answers import LargeAnswers
 from sandbox_mcp.lifetime import wait_with_caller
 from sandbox_mcp.replies import Wishes
 from sandbox_mcp.views import (
@@ -79,6 +80,7 @@ class Tools:
         self._capabilities = capabilities
         self._default_bytes = default_bytes
         self._always_events = always_events
+        self._large = LargeAnswers()
         self.entries = {
             "execute_code": ToolEntry(ExecuteArguments, self._execute),
             "execute_code_async": ToolEntry(ExecuteAsyncArguments, self._execute_async),
@@ -132,9 +134,11 @@ class Tools:
 
     async def ends(self, caller: Caller, execution_id: ExecutionId, max_bytes: int) -> ExecutionView:
         """Return an execution with both ends of its output."""
+        await self._large.enter(caller, max_bytes)
         return view_of_ends(await self._service.read_ends(caller.principal, execution_id, max_bytes=max_bytes))
 
     async def _page(self, caller: Caller, execution_id: ExecutionId, cursor: Cursor, max_bytes: int) -> ExecutionView:
+        await self._large.enter(caller, max_bytes)
         page = await self._service.read(
             caller.principal, execution_id, after=cursor.after, max_bytes=max_bytes + cursor.skip
         )

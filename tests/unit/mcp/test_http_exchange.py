@@ -1,4 +1,4 @@
-"""TrackExchanges: one id at a time in an older session, and the next one as soon as the answer before is out."""
+"""TrackExchanges: ids of an older session, and what a large answer takes until it is sent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 
 import anyio
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox_core.domain.ids import LOCAL_PRINCIPAL, Principal
+from sandbox_mcp.caller import EXCHANGE_KEY, Caller, Exchange
 from sandbox_mcp.http_exchange import InFlight, TrackExchanges
+from sandbox_mcp.large_answers import AT_ONCE, LARGE_BYTES, LargeAnswers
 
 pytestmark = pytest.mark.anyio
 
@@ -91,3 +94,70 @@ async def test_one_that_does_not_end_is_waited_for_only_so_long(monkeypatch: pyt
             await rig.post(answers[1])
             rig.may_end.set()
     assert answers[1][0]["status"] == 409
+
+
+class Answer:
+    """An application that takes the place of a large answer and answers with `body`."""
+
+    def __init__(self, body: bytes, places: LargeAnswers) -> None:
+        self._body = body
+        self._places = places
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        caller = Caller(LOCAL_PRINCIPAL, exchange=scope[EXCHANGE_KEY])
+        await self._places.enter(caller, LARGE_BYTES + 1)
+        await self._places.enter(caller, LARGE_BYTES + 1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": self._body})
+
+
+async def get(app: ASGIApp, send: Send) -> None:
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    await TrackExchanges(app, InFlight())({"type": "http", "method": "GET", "headers": []}, receive, send)
+
+
+async def test_a_long_body_is_sent_in_pieces_and_whole() -> None:
+    body = bytes(range(256)) * 4096
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await get(Answer(body, LargeAnswers()), send)
+    assert b"".join(message["body"] for message in sent[1:]) == body
+    assert len(sent) > 3
+    assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+
+
+async def test_a_caller_has_a_few_large_answers_at_once_and_another_caller_its_own() -> None:
+    places = LargeAnswers()
+    reading = anyio.Event()
+    begun: list[Message] = []
+
+    async def unread(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            begun.append(message)
+        await reading.wait()
+
+    with anyio.fail_after(BOUND_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE + 3):
+                tasks.start_soon(get, Answer(b"x", places), unread)
+            await anyio.wait_all_tasks_blocked()
+            assert len(begun) == AT_ONCE
+            await places.enter(Caller(Principal("other"), exchange=Exchange()), LARGE_BYTES + 1)
+            await places.enter(Caller(LOCAL_PRINCIPAL, exchange=Exchange()), LARGE_BYTES)
+            await places.enter(Caller(LOCAL_PRINCIPAL), LARGE_BYTES + 1)
+            reading.set()
+    assert len(begun) == AT_ONCE + 3
+
+
+async def test_a_place_that_comes_when_its_connection_is_gone_is_given_back() -> None:
+    places = LargeAnswers()
+    exchange = Exchange()
+    exchange.answered.set()
+    with anyio.fail_after(BOUND_SECONDS):
+        for _ in range(AT_ONCE + 1):
+            await places.enter(Caller(LOCAL_PRINCIPAL, exchange=exchange), LARGE_BYTES + 1)

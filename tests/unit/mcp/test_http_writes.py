@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -26,6 +27,7 @@ class Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[bytes] = []
+        self.unsent = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.seen.append(bytes(data))
@@ -37,7 +39,25 @@ class Recorder(asyncio.Transport):
         self.seen.append(b"aborted")
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
+
+
+class Later:
+    """An event loop of which only what is to be called later is used, when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], object]] = []
+
+    def call_later(self, _: float, callback: Callable[[int], object], taken: int) -> None:
+        self.calls.append(lambda: callback(taken))
+
+    def pass_time(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+    def over(self, recorder: Recorder) -> OnePieceTransport:
+        return OnePieceTransport(recorder, cast("asyncio.AbstractEventLoop", self))
 
 
 async def _turn() -> None:
@@ -94,3 +114,40 @@ async def test_what_waits_counts_as_unsent() -> None:
     assert transport.get_write_buffer_size() == len(HEAD)
     await _turn()
     assert transport.get_write_buffer_size() == 0
+
+
+def test_a_client_that_takes_nothing_of_what_waits_is_cut_off_also_after_the_end() -> None:
+    later, recorder = Later(), Recorder()
+    transport = later.over(recorder)
+    recorder.unsent = 100
+    transport.write(BIG)
+    recorder.unsent += len(BIG)
+    transport.write(BIG)
+    transport.close()
+    assert recorder.seen == [BIG, BIG, b"closed"]
+    later.pass_time()
+    assert recorder.seen == [BIG, BIG, b"closed", b"aborted"]
+    assert later.calls == []
+
+
+def test_a_client_that_takes_a_little_is_not_cut_off() -> None:
+    later, recorder = Later(), Recorder()
+    transport = later.over(recorder)
+    recorder.unsent = len(BIG)
+    transport.write(BIG)
+    for unsent in (len(BIG) - 1, 10):
+        recorder.unsent = unsent
+        later.pass_time()
+    recorder.unsent = len(BIG)
+    transport.write(BIG)
+    later.pass_time()
+    recorder.unsent = 0
+    later.pass_time()
+    assert recorder.seen == [BIG, BIG]
+    assert later.calls == []
+
+
+def test_a_client_that_reads_is_not_watched() -> None:
+    later = Later()
+    later.over(Recorder()).write(BIG)
+    assert later.calls == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from sandbox_core.domain.policy import ExecutionPolicy
 from sandbox_core.ports.store import LogPage
 from sandbox_mcp import output_schemas
 from sandbox_mcp.failures import error_fields, internal_error_fields
+from sandbox_mcp.large_answers import LARGEST_BODY_BYTES, fitting_bytes
 from sandbox_mcp.payloads import execution_payload
 from sandbox_mcp.replies import SandboxReplies, Wishes
 from sandbox_mcp.views import Cursor, ExecutionView, ShownEvent, StatusView, parse_cursor, view_of_page
@@ -273,3 +275,23 @@ def test_never_started_and_lost_are_told_apart() -> None:
     waited = PENDING.apply(PENDING.finish(Outcome(TerminationReason.NEVER_STARTED, message="Never started: x."), START))
     assert state_words(waited) == "failed, never_started: Never started: x"
     assert state_words(ended(TerminationReason.LOST, message="Gone.")) == "failed, lost: Gone"
+
+
+@pytest.mark.parametrize("piece", [b"x", b"\n", b"\1", b"\xff", "漢".encode()])
+def test_a_body_has_room_for_as_much_output_as_stays_within_it(piece: bytes) -> None:
+    event = piece * (MAX_EVENT_BYTES // len(piece))
+    view = ExecutionView(ended(TerminationReason.EXITED), head=shown(*printed(*[event] * 128)), last_event_id="128")
+    room = fitting_bytes(view, Wishes(events=True))
+    if piece == b"x":
+        assert room is None
+        return
+    assert room is not None
+    fitting = ExecutionView(view.execution, head=view.head[: room // len(event)], last_event_id="1")
+    size = len(json.dumps(SandboxReplies().reply("get_execution_output", fitting, Wishes(events=True))))
+    assert LARGEST_BODY_BYTES * 0.9 < size < LARGEST_BODY_BYTES * 1.02
+    assert fitting_bytes(fitting, Wishes(events=True)) is None
+
+
+def test_output_as_base64_does_not_grow_further() -> None:
+    view = ExecutionView(ended(TerminationReason.EXITED), head=shown(*printed(*[b"\1" * MAX_EVENT_BYTES] * 128)))
+    assert fitting_bytes(view, Wishes(events=True, encoding="base64")) is None
