@@ -76,7 +76,8 @@ class PolicyRefused(CallerError):
 
     def __init__(self, violations: Sequence[PolicyViolation]) -> None:
         listed = "; ".join(str(violation) for violation in violations)
-        super().__init__(f"The policy was refused. {listed}. Ask for less, or leave the field out to get the default.")
+        advice = "Ask for what is allowed, or leave the field out to get the default."
+        super().__init__(f"The policy was refused. {listed}. {advice}")
         self.violations = tuple(violations)
 
 
