@@ -56,6 +56,24 @@ class TestAdvancing:
         assert woken == [(at, start + timedelta(seconds=at)) for at in (1.0, 2.0, 2.0, 3.0)]
         assert fake_clock.monotonic() == 10.0
 
+    async def test_several_may_wait_for_sleepers(self, fake_clock: FakeClock) -> None:
+        seen: list[int] = []
+
+        async def wait_for(count: int) -> None:
+            await fake_clock.wait_sleepers(count)
+            seen.append(count)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                for count in (1, 2):
+                    tasks.start_soon(wait_for, count)
+                for deadline, expected in ((1.0, [1]), (2.0, [1, 2])):
+                    await fake_clock.settle()
+                    tasks.start_soon(fake_clock.sleep_until, deadline)
+                    await fake_clock.settle()
+                    assert seen == expected
+                await fake_clock.advance(2)
+
     async def test_a_periodic_sleeper_wakes_each_time_within_one_advance(self, fake_clock: FakeClock) -> None:
         ticks: list[float] = []
 

@@ -180,17 +180,27 @@ class BubblewrapProcess:
 
     async def aclose(self) -> None:
         """End the tree and release everything; also under cancellation."""
+        # asyncio's own cancellation passes a shield, so each step is taken whatever became of the one before.
         with anyio.CancelScope(shield=True):
-            if self._exit is None:
-                await self._link.kill(self._number)
-                with anyio.move_on_after(_END_SECONDS):
-                    await self._ended.wait()
+            try:
+                if self._exit is None:
+                    await self._link.kill(self._number)
+                    with anyio.move_on_after(_END_SECONDS):
+                        await self._ended.wait()
+            finally:
+                await self._release()
+
+    async def _release(self) -> None:
+        try:
             if self.network is not None:
                 await self.network.close()
-            if self._granted is not None:
-                await self._granted.finish(self._exit)
-        for pipe in (self._stdin, self._stdout, self._stderr):
-            pipe.close()
+        finally:
+            try:
+                if self._granted is not None:
+                    await self._granted.finish(self._exit)
+            finally:
+                for pipe in (self._stdin, self._stdout, self._stderr):
+                    pipe.close()
 
     def _tree_record(self, answer: Answer, exit_: ProcessExit) -> TreeRecord:
         unexplained = answer.oom_kills is None and exit_.signal == signal.SIGKILL and not self._asked_to_end

@@ -104,14 +104,16 @@ class ExecutionNetwork:
     async def close(self) -> None:
         """End the proxy and let go of everything, also under cancellation. Again is no error."""
         self.stop()
-        if self._ended is not None:
-            with anyio.CancelScope(shield=True):
-                await self._ended.wait()
-        if not self._closed:
-            self._closed = True
-            self._ours.close()
-            self._launchers.close()
-            self._release()
+        try:
+            if self._ended is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._ended.wait()
+        finally:
+            if not self._closed:
+                self._closed = True
+                self._ours.close()
+                self._launchers.close()
+                self._release()
 
     def told(self, exit_: ProcessExit) -> ProcessExit:
         """Return `exit_` with what went through and what was refused; after the end."""

@@ -85,10 +85,12 @@ class FakeClock:
         await self.settle()
 
     async def wait_sleepers(self, count: int) -> None:
-        """Return when at least `count` tasks sleep on this clock; TimeoutError after 10 real seconds."""
+        """Return when at least `count` tasks sleep on this clock; TimeoutError after 60 real seconds."""
         with anyio.fail_after(_WAIT_BOUND_SECONDS):
             while len(self._sleepers) < count:
-                self._arrived = anyio.Event()
+                # Several may wait, so a fresh event may only replace one that is set.
+                if self._arrived.is_set():
+                    self._arrived = anyio.Event()
                 await self._arrived.wait()
 
     async def settle(self) -> None:

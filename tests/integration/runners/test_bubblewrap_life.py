@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import random
@@ -227,3 +228,38 @@ async def test_leaving_the_runner_ends_what_still_runs(anyio_backend: str, base:
     assert (await finish(process)).exit.reason is TerminationReason.LOST
     await context.__aexit__(None, None, None)
     assert os.listdir(base) == []
+
+
+@pytest.mark.parametrize("names", [(), ("a.example",)])
+async def test_asyncio_s_own_cancellation_while_a_process_is_left_keeps_no_descriptor_open(
+    runner: BubblewrapRunner, anyio_backend: str, token: str, names: tuple[str, ...]
+) -> None:
+    if anyio_backend != "asyncio":
+        return  # trio has cancel scopes alone
+
+    async def start_and_leave() -> None:
+        command = Command(argv=("sleep", token), interactive=True)
+        async with runner.start(replace(launch_of(command), policy=policy)):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    policy = ExecutionPolicy(network=NetworkPolicy(allowed_domains=names))
+    before = _pipes_and_sockets()
+    for _ in range(3):
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(start_and_leave())
+    await _gone(token)
+    with anyio.fail_after(_BOUND_SECONDS):
+        # A proxy may still be ending; the kernel tells nobody of it.
+        while _pipes_and_sockets() > before:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+def _pipes_and_sockets() -> int:
+    """Count what of this process is open and no file."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum(link.startswith(("pipe:", "socket:")) for link in links)
