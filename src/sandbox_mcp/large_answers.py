@@ -22,9 +22,9 @@ LARGE_BYTES: Final = 256 * 1024
 AT_ONCE: Final = 4
 """Places of one principal. Who waits for one has had nothing read for it yet."""
 
-LARGEST_BODY_BYTES: Final = 32_000_000
-"""What the output in one JSON body may come to: 8 MiB of ordinary text in its three forms. Control characters grow to
-six times their size in each."""
+LARGEST_BODY_BYTES: Final = 40_000_000
+"""What the output in one JSON body may come to: 8 MiB of ordinary text in its three forms, and what JSON escapes in it.
+Control characters grow to six times their size in each."""
 
 
 class LargeAnswers:
