@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox_mcp.http_errors import refuse
 
+MAX_VALUES = 1 << 17
+"""In the lists and objects of a body. Tools take a few thousand; and whoever checks a body's types makes, of each value
+that has another, an error of half a kilobyte before telling the first."""
+
 
 class BoundBody:
     """ASGI wrapper: 413 for a body over the limit, declared or sent; 408 for one that does not come in time.
+
+    413 also for one of more than MAX_VALUES values.
 
     400 for one with two lengths (RFC 9112, section 6.1).
 
@@ -53,10 +62,38 @@ class BoundBody:
                 send, 408, "body_timeout", f"The body did not arrive in {self._timeout_seconds:g} s.", close=True
             )
             return
+        if has_too_many_values(body):
+            text = (
+                f"The lists and objects of a body may have {MAX_VALUES} values. Send long texts as one, e.g. as stdin."
+            )
+            await refuse(send, 413, "too_many_values", text)
+            return
         await self._app(scope, _Replay(bytes(body), receive), send)
 
     async def _too_large(self, send: Send) -> None:
         await refuse(send, 413, "body_too_large", f"A body may have {self._max_bytes} bytes.", close=True)
+
+
+def has_too_many_values(body: bytes | bytearray) -> bool:
+    """True for JSON with more than MAX_VALUES values; what is not JSON is told by who reads it."""
+    # Commas stand between values, also where texts have some: few of them are few values, without a second reading.
+    if body.count(b",") < MAX_VALUES // 2:
+        return False
+    try:
+        # Takes all that either of the SDK's two readers takes, half a surrogate pair among it.
+        waiting: list[Any] = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False
+    seen = 0
+    while waiting and seen <= MAX_VALUES:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            seen += len(value)
+            if seen <= MAX_VALUES:
+                waiting += value
+    return seen > MAX_VALUES
 
 
 class _Replay:

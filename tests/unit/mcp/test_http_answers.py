@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from sandbox_mcp import http_answers
 from sandbox_mcp.http_answers import answer_compactly
-from sandbox_mcp.http_body import BoundBody
+from sandbox_mcp.http_body import MAX_VALUES, BoundBody, has_too_many_values
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +119,34 @@ async def test_body_that_does_not_come_is_408() -> None:
     await BoundBody(app, max_bytes=10, timeout_seconds=0.01)({"headers": []}, client.receive, client.send)
     assert client.messages[0]["status"] == 408
     assert dict(client.messages[0]["headers"])[b"connection"] == b"close"
+
+
+@pytest.mark.parametrize(
+    ("body", "too_many"),
+    [
+        (json.dumps([0] * MAX_VALUES), False),
+        (json.dumps([0] * (MAX_VALUES + 1)), True),
+        (json.dumps({"a": {str(number): 0 for number in range(MAX_VALUES)}}), True),
+        (json.dumps({"params": [[0] * 400] * 400}), True),
+        (json.dumps({"stdin": "1,2,3\n" * MAX_VALUES}), False),
+        (json.dumps({"stdin": "1,2,3\n" * MAX_VALUES, "command": ["x"] * 4096}), False),
+        ('["\\ud800"' + ",0" * MAX_VALUES + "]", True),
+        ("{" + "0," * MAX_VALUES, False),
+        ("[" * MAX_VALUES + "," * MAX_VALUES, False),
+    ],
+)
+def test_values_are_counted_and_texts_are_not(body: str, too_many: bool) -> None:
+    assert has_too_many_values(body.encode()) is too_many
+
+
+async def test_a_body_of_too_many_values_is_413_and_goes_no_further() -> None:
+    async def app(_: Scope, __: Receive, ___: Send) -> None:
+        raise AssertionError("reached")
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps([0] * (MAX_VALUES + 1)).encode()}
+
+    client = Client()
+    await BoundBody(app, max_bytes=1 << 22, timeout_seconds=30)({"headers": []}, receive, client.send)
+    assert client.messages[0]["status"] == 413
+    assert b"too_many_values" in client.body
