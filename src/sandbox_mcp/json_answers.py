@@ -6,15 +6,16 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import anyio
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.types import Message, Receive, Scope, Send
+
+from sandbox_mcp.session_shares import SharedSessions
 
 _VERSION_HEADER: Final = b"mcp-protocol-version"
 _wants_json: Final[ContextVar[bool]] = ContextVar("_wants_json", default=False)
 
 
-class AsAccepted(StreamableHTTPSessionManager):
+class AsAccepted(SharedSessions):
     """The SDK's manager, where each request that stands alone chooses the form of its answer.
 
     A session has the form that the request which opened it accepts: one that was opened without event streams is

@@ -66,7 +66,7 @@ async def run_http(settings: Settings, *, task_status: TaskStatus[int] = anyio.T
         async with open_sandbox(settings) as sandbox:
             stop.started = True
             server = _server_for(sandbox, settings, older_subscriptions=not settings.older_sessions_are_stateless)
-            manager = _sessions(server, sandbox, settings)
+            manager = _sessions(server, sandbox, settings, principals=max(1, len(tokens)))
             app = SandboxHttpApp(sandbox, manager, settings, names=names, tokens=tokens)
             web = QuietServer(uvicorn_config(app, settings))
             async with anyio.create_task_group() as tasks:
@@ -119,12 +119,15 @@ async def run_stdio(settings: Settings) -> None:
     _log.info("Stopped")
 
 
-def _sessions(server: SandboxServer, sandbox: Sandbox, settings: Settings) -> StreamableHTTPSessionManager:
+def _sessions(
+    server: SandboxServer, sandbox: Sandbox, settings: Settings, *, principals: int
+) -> StreamableHTTPSessionManager:
     """Return the sessions of older clients; with shared state and affinity, sessions that can be resumed elsewhere."""
     options: dict[str, Any] = {
         "app": server.mcp,
         "session_idle_timeout": SESSION_IDLE_SECONDS,
         "max_sessions": MAX_SESSIONS,
+        "principals": principals,
         "max_request_body_size": settings.max_request_bytes,
     }
     if settings.older_sessions_are_stateless:
