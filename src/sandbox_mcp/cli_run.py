@@ -145,6 +145,8 @@ async def _run_there(runs: Runs, submission: Submission, output: Output, signals
     ended = await runs.get(execution.id)
     # What could not be sent to a worker that is gone is no news beside that.
     if job.input_failure is not None and not _is_lost(ended):
+        with suppress(ReaderGone, OutputFailed):
+            await output.notice("Input could not be passed on to the command, so it was ended.")
         raise job.input_failure
     return job.exit_code(ended)
 
@@ -200,7 +202,7 @@ class _Job:
             self._showing.cancel()
 
     async def forward_input(self) -> None:
-        """Pass on what we are given, to its end or until the command takes no more."""
+        """Pass on what we are given, to its end or until the command takes no more; end a command that lost some."""
         try:
             while data := await _read_input():
                 await self._send(data, end=False)
@@ -209,6 +211,9 @@ class _Job:
             return
         except SandboxError as error:
             self.input_failure = error
+            # It would wait for the rest until its timeout.
+            with suppress(SandboxError):
+                await self._runs.cancel(self._id, force=False)
 
     async def _send(self, data: bytes, *, end: bool) -> None:
         while True:

@@ -131,3 +131,32 @@ async def test_input_that_a_dead_worker_did_not_get_hides_no_loss() -> None:
     assert await _run(opened(Ending(TerminationReason.LOST, gone)), submission, output) == EXIT_LOST
     with pytest.raises(OwnerUnreachable):
         await _run(opened(Ending(TerminationReason.EXITED, gone)), submission, output)
+
+
+class WaitingForInput(Ending):
+    """A program that reads to the end of its input, and ends before only when it is cancelled."""
+
+    def __init__(self, failure: SandboxError) -> None:
+        super().__init__(TerminationReason.CANCELLED, failure)
+        self._cancelled = anyio.Event()
+
+    async def follow(self, execution_id: ExecutionId) -> AsyncGenerator[OutputEvent, None]:
+        """Tell the end, when there is one."""
+        await self._cancelled.wait()
+        async for event in super().follow(execution_id):
+            yield event
+
+    async def cancel(self, _: ExecutionId, *, force: bool) -> object:
+        """End it."""
+        self._cancelled.set()
+        return force
+
+
+@pytest.mark.anyio
+async def test_a_command_that_waits_for_input_that_was_lost_on_the_way_is_ended(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    submission, output = Submission(Command(shell="x", interactive=True)), Output(json_lines=True, verbose=False)
+    with anyio.fail_after(30), pytest.raises(ServerUnusable, match="gone"):
+        await _run(opened(WaitingForInput(ServerUnusable("gone"))), submission, output)
+    assert "Input could not be passed on to the command" in capfd.readouterr().err
