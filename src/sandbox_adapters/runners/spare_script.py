@@ -17,8 +17,17 @@ SPARE_ARGV = ("/bin/sh", "-c", ". /proc/self/fd/0")
 MAX_SCRIPT_BYTES = 32 * 1024
 """Always fits an empty pipe (pipe(7)), so that handing over never waits."""
 
-_OF_THE_SHELL = frozenset({"IFS", "LINENO", "OPTARG", "OPTIND", "PATH", "PPID", "PS4", "PWD", "UID", "EUID"})
-"""Variables that mean something to the shell while it reads the script, or that it does not let itself be given."""
+_OF_THE_SHELL = frozenset(
+    {
+        "IFS", "LINENO", "OPTARG", "OPTIND", "PATH", "PPID", "PS4", "PWD", "UID", "EUID",
+        "_", "DIRSTACK", "EPOCHREALTIME", "EPOCHSECONDS", "FUNCNAME", "GROUPS", "HISTCMD", "PIPESTATUS", "RANDOM",
+        "SECONDS", "SHELLOPTS", "SHLVL", "SRANDOM",
+    }
+)  # fmt: skip
+"""Variables that mean something to the shell while it reads the script, or that it does not let itself be given. From
+`_` on they are bash's, which is /bin/sh on some systems."""
+_OF_BASH = "BASH"
+"""What the names of more of them begin with."""
 
 
 def script_for(command: Command, shell: str, search_path: str) -> bytes | None:
@@ -27,7 +36,7 @@ def script_for(command: Command, shell: str, search_path: str) -> bytes | None:
     That is so for a command with standard input, a working directory of its own, variables that the waiting shell
     would take for itself, a program that the shell would find otherwise than execvp(3), and for long ones.
     """
-    if command.stdin or command.interactive or not _OF_THE_SHELL.isdisjoint(command.environment):
+    if command.stdin or command.interactive or any(map(_is_of_the_shell, command.environment)):
         return None
     if command.working_directory is not None and inside_sandbox(command.working_directory) != WORKSPACE:
         return None
@@ -41,6 +50,10 @@ def script_for(command: Command, shell: str, search_path: str) -> bytes | None:
     lines.append(f"exec {shlex.join(words)} </dev/null\n")
     script = "\n".join(lines).encode()
     return script if len(script) <= MAX_SCRIPT_BYTES else None
+
+
+def _is_of_the_shell(name: str) -> bool:
+    return name in _OF_THE_SHELL or name.startswith(_OF_BASH)
 
 
 def _is_program(name: str, search_path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess  # noqa: TID251 - the shell is what is tested
 import sys
 from collections.abc import AsyncIterator
@@ -65,6 +66,22 @@ def test_argv_becomes_exactly_that_program() -> None:
 )
 def test_what_a_waiting_shell_would_do_otherwise_gets_a_start_of_its_own(command: Command) -> None:
     assert script_for(command, "/bin/sh", PATH) is None
+
+
+def test_no_variable_is_changed_where_the_shell_is_bash() -> None:
+    """As on Fedora and its relatives; Debian's dash, which `SPARE_ARGV` runs here, has few of its own."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    listed = subprocess.run([bash, "-c", "compgen -v"], env={}, capture_output=True, text=True, check=True)
+    changed = []
+    for name in listed.stdout.split():
+        script = script_for(Command(argv=("env",), environment={name: "5x"}), "/bin/sh", PATH)
+        if script is not None:
+            done = subprocess.run(["sh", *SPARE_ARGV[1:]], executable=bash, input=script, capture_output=True)
+            if f"{name}=5x" not in done.stdout.decode().splitlines():
+                changed.append(name)
+    assert changed == []
 
 
 @dataclass(eq=False)
