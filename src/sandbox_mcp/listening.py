@@ -13,6 +13,7 @@ import anyio.lowlevel
 import uvicorn
 from starlette.types import ASGIApp
 
+from sandbox_adapters.h11_bounds import bound_h11
 from sandbox_adapters.settings import Settings, variable_name
 from sandbox_core.domain.errors import InfrastructureError
 from sandbox_mcp.http_protocol import TimedH11Protocol, timed_protocol
@@ -62,6 +63,7 @@ def bound_socket(host: str, port: int, *, fields: tuple[str, str] = ("host", "po
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves an application."""
+    bound_h11()
     return uvicorn.Config(
         app,
         http=timed_protocol(settings.header_timeout_seconds),

@@ -22,6 +22,7 @@ from sandbox_adapters.egress.resolver import Lookup, Resolver
 from sandbox_adapters.egress.rules import EgressRules
 from sandbox_adapters.egress.streams import Activity, TcpStream
 from sandbox_adapters.egress.values import Denial, EgressLimits, EgressUsage
+from sandbox_adapters.h11_bounds import bound_h11
 
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PEER_GAVE_UP = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EPERM})
@@ -61,6 +62,7 @@ class EgressProxy:
         interception: Interception | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
+        bound_h11()
         self._limits = limits if limits is not None else EgressLimits()
         self._ledger = Ledger(now if now is not None else SystemClock().now, self._limits.max_denials)
         resolver = Resolver(addresses if addresses is not None else AddressPolicy(), self._limits, lookup)
