@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,8 +38,21 @@ class Exchange:
     """Set when the response is complete, or given up."""
     handlers: int = 0
     """Calls of this request that are still being handled; an older client's go on after a disconnect."""
+    free_id: Callable[[], None] | None = None
+    """Lets the session use the id of this request again; set when it was answered before its last handler ended."""
     leave: Callable[[], None] | None = None
     """Gives back the place of a large answer, once it is sent or given up; None without one. See LargeAnswers."""
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Count a handler while the context lasts."""
+        self.handlers += 1
+        try:
+            yield
+        finally:
+            self.handlers -= 1
+            if not self.handlers and self.free_id is not None:
+                self.free_id()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -58,6 +59,10 @@ class TrackExchanges:
         self._app = app
         self._in_flight = in_flight
         self._used: dict[tuple[bytes, str], Exchange] = {}
+
+    def __len__(self) -> int:
+        """Return how many ids are in use."""
+        return len(self._used)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -122,8 +127,14 @@ class TrackExchanges:
                     await answer_compactly(self._app, scope, replay, send)
         finally:
             exchange.answered.set()
-            if key is not None and not exchange.handlers and self._used.get(key) is exchange:
-                del self._used[key]
+            if key is not None and exchange.handlers:
+                exchange.free_id = partial(self._free, key, exchange)
+            elif key is not None:
+                self._free(key, exchange)
+
+    def _free(self, key: tuple[bytes, str], exchange: Exchange) -> None:
+        if self._used.get(key) is exchange:
+            del self._used[key]
 
 
 async def _send_most(message: Message, send: Send) -> Message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -153,28 +153,23 @@ class SandboxServer:
             hint = did_you_mean(params.name, self._tools.entries)
             raise MCPError(code=types.INVALID_PARAMS, message=f"Unknown tool: {params.name[:64]}{hint}")
         caller = caller_of(ctx)
-        exchange = caller.exchange
-        if exchange is not None:
-            exchange.handlers += 1
-        try:
-            arguments = parse_arguments(entry.arguments, params.arguments)
-            may_be_task = self._tasks.may_become(ctx, arguments)
-            if may_be_task:
-                arguments = arguments.model_copy(update={"yield_seconds": TASK_AFTER_SECONDS})
-            view, wishes = await entry.run(ctx, caller, arguments)
-            if may_be_task and isinstance(view, ExecutionView) and not view.execution.is_terminal:
-                return self._tasks.created(view.execution)
-            return await self._reply(params.name, caller, view, wishes)
-        except SandboxError as error:
-            if isinstance(error, InfrastructureError):
-                _log.warning("Tool call failed", tool=params.name, code=error.code, problem=str(error))
-            return self._replies.failure(params.name, error_fields(error))
-        except Exception:  # noqa: BLE001  # the outermost handler: callers learn nothing of the inside
-            _log.exception("Tool call crashed", tool=params.name)
-            return self._replies.failure(params.name, internal_error_fields())
-        finally:
-            if exchange is not None:
-                exchange.handlers -= 1
+        with nullcontext() if caller.exchange is None else caller.exchange.handled():
+            try:
+                arguments = parse_arguments(entry.arguments, params.arguments)
+                may_be_task = self._tasks.may_become(ctx, arguments)
+                if may_be_task:
+                    arguments = arguments.model_copy(update={"yield_seconds": TASK_AFTER_SECONDS})
+                view, wishes = await entry.run(ctx, caller, arguments)
+                if may_be_task and isinstance(view, ExecutionView) and not view.execution.is_terminal:
+                    return self._tasks.created(view.execution)
+                return await self._reply(params.name, caller, view, wishes)
+            except SandboxError as error:
+                if isinstance(error, InfrastructureError):
+                    _log.warning("Tool call failed", tool=params.name, code=error.code, problem=str(error))
+                return self._replies.failure(params.name, error_fields(error))
+            except Exception:  # noqa: BLE001  # the outermost handler: callers learn nothing of the inside
+                _log.exception("Tool call crashed", tool=params.name)
+                return self._replies.failure(params.name, internal_error_fields())
 
     async def _reply(self, tool: str, caller: Caller, view: View, wishes: Wishes) -> ToolResult:
         """Return the result, with less output where its way to the client has not room for all."""

@@ -96,6 +96,30 @@ async def test_one_that_does_not_end_is_waited_for_only_so_long(monkeypatch: pyt
     assert answers[1][0]["status"] == 409
 
 
+async def test_an_id_is_in_use_until_the_handler_ends_that_its_client_left_and_no_longer() -> None:
+    may_end = anyio.Event()
+
+    async def handle(exchange: Exchange) -> None:
+        with exchange.handled():
+            await may_end.wait()
+
+    async def leave(scope: Scope, _: Receive, __: Send) -> None:
+        tasks.start_soon(handle, scope[EXCHANGE_KEY])
+        await anyio.wait_all_tasks_blocked()
+
+    rig = Rig()
+    rig.tracked = TrackExchanges(leave, InFlight())
+    again: list[Message] = []
+    with anyio.fail_after(BOUND_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            await rig.post([])
+            await rig.post(again)
+            assert len(rig.tracked) == 1
+            may_end.set()
+    assert again[0]["status"] == 409
+    assert len(rig.tracked) == 0
+
+
 class Answer:
     """An application that takes the place of a large answer and answers with `body`."""
 
