@@ -40,6 +40,7 @@ CLAIM_SECONDS = 60.0
 
 _FIRST_PAUSE_SECONDS = 0.05
 
+_NOT_OURS = "was queued and is not in the state: it has expired, or those who share the queue have another state"
 _DRAINED = "Ended because the server is shutting down."
 
 
@@ -225,7 +226,9 @@ class ExecutionSupervisor:
         item = delivery.item
         try:
             claim = await self._claim(item.execution_id)
-        except (ClaimRefused, ExecutionNotFound):
+        except (ClaimRefused, ExecutionNotFound) as error:
+            if isinstance(error, ExecutionNotFound):
+                _log.warning("%s %s", item.execution_id, _NOT_OURS)
             await self._queue.done(delivery)
             return
         except StoreUnavailable as error:

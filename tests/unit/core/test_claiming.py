@@ -10,6 +10,7 @@ from sandbox_core.domain.errors import StoreUnavailable
 from sandbox_core.domain.ids import ExecutionId, NodeId
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.store import Claim
+from sandbox_core.testing.queue_harness import item
 from sandbox_core.testing.scripted_runner import Script
 
 from .conftest import House, OpenHouse
@@ -67,3 +68,12 @@ async def test_it_is_given_back_when_the_store_stays_away(house: OpenHouse, monk
             await home.clock.advance(1)
         assert given_back.is_set()
         assert (await home.ended(execution_id)).status is ExecutionStatus.COMPLETED
+
+
+async def test_what_is_not_in_the_state_is_said_as_somebody_else_may_wait_for_it(
+    house: OpenHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house({"run": DONE}) as home:
+        await home.queue.put(item())
+        assert (await home.ended(await home.submit("run"))).status is ExecutionStatus.COMPLETED
+    assert [record.levelname for record in caplog.records if "have another state" in record.message] == ["WARNING"]
