@@ -44,6 +44,9 @@ from sandbox_core.ports.queue import ExecutionQueue, QueueItem
 from sandbox_core.ports.store import ExecutionPage, ListQuery, LogPage, StateStore
 
 DEFAULT_READ_BYTES = 128 * 1024
+LARGEST_READ_EVENTS = 10_000
+"""Events of one reading from one end. Each costs about as much as a hundred bytes of output, however small it is."""
+
 LARGEST_PAGE = 200
 REMEMBERED = 1000
 """How many of the newest submissions a service knows the principals of without asking the store."""
@@ -212,7 +215,7 @@ class ExecutionService:
         *,
         after: int = 0,
         max_bytes: int = DEFAULT_READ_BYTES,
-        max_events: int = 10_000,
+        max_events: int = LARGEST_READ_EVENTS,
     ) -> LogPage:
         """Return events numbered over `after`, oldest first; the first comes even when it is over `max_bytes`."""
         page = await self._store.read(execution_id, after=after, max_events=max_events, max_bytes=max_bytes)
@@ -222,22 +225,30 @@ class ExecutionService:
     async def read_tail(
         self, principal: Principal, execution_id: ExecutionId, *, max_bytes: int = DEFAULT_READ_BYTES
     ) -> LogPage:
-        """Return the newest events whose data fits `max_bytes`, oldest first; the newest always comes."""
-        page = await self._store.read_last(execution_id, max_bytes=max_bytes)
-        _owned(principal, page.execution)
-        return page
+        """Return the newest events whose data fits `max_bytes`, 10 000 at most, oldest first; the newest always."""
+        page = await self.read(principal, execution_id, max_events=LARGEST_READ_EVENTS, max_bytes=max_bytes)
+        if not page.events or page.events[-1].seq == page.last_seq:
+            return page
+        return await self._newest(page, 0, max_bytes)
 
     async def read_ends(
         self, principal: Principal, execution_id: ExecutionId, *, after: int = 0, max_bytes: int = DEFAULT_READ_BYTES
     ) -> LogEnds:
-        """Return all events over `after` when their output fits `max_bytes`, else the first and the last of them."""
+        """Return all events over `after` when their output fits `max_bytes`, else the first and the last of them.
+
+        20 000 events at most, whatever they hold.
+        """
         # One event more than asked for, so that each end has output in it to be cut.
         enough = max_bytes + MAX_EVENT_BYTES
         page = await self.read(principal, execution_id, after=after, max_bytes=enough)
         if not page.events or page.events[-1].seq == page.last_seq:
             return cut_ends(page, None, max_bytes)
-        newest = await self._store.read_last(execution_id, after=after, max_bytes=enough)
-        return cut_ends(page, newest, max_bytes)
+        return cut_ends(page, await self._newest(page, after, enough), max_bytes)
+
+    async def _newest(self, first: LogPage, after: int, max_bytes: int) -> LogPage:
+        """Return the newest events of the log that `first` was read of, and few more than LARGEST_READ_EVENTS."""
+        since = max(after, first.last_seq - LARGEST_READ_EVENTS)
+        return await self._store.read_last(first.execution.id, after=since, max_bytes=max_bytes)
 
     async def wait(
         self,
