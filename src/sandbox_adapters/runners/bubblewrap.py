@@ -307,17 +307,25 @@ class BubblewrapRunner:
     async def _serve_link(self, link: LauncherLink) -> None:
         # Only the launcher's end ends this: the answers are what ends processes, also while all is being cancelled.
         with anyio.CancelScope(shield=True):
-            await link.receive(self._finish)
-            if self._tasks is not None:
-                # It was killed, maybe while bwrap was making a sandbox.
-                await to_thread.run_sync(end_marked, mark_of(self._directory.path, link.pid))
-            lost = [process for process in self._processes.values() if process.link is link]
-            self._processes = {n: process for n, process in self._processes.items() if process.link is not link}
-            async with anyio.create_task_group() as tasks:
-                for process in lost:
-                    tasks.start_soon(process.lose)
+            try:
+                await link.receive(self._finish)
+            finally:
+                # asyncio.run cancels past the shield at a second Ctrl-C: then `receive` has ended the launcher.
+                lost = await self._lose_all(link)
         if self._tasks is not None:
-            _log.error("the launcher died; %d running executions were lost", len(lost))
+            _log.error("the launcher died; %d running executions were lost", lost)
+
+    async def _lose_all(self, link: LauncherLink) -> int:
+        """End what ran under a launcher that is gone, and return how many that were."""
+        if self._tasks is not None:
+            # It was killed, maybe while bwrap was making a sandbox.
+            await to_thread.run_sync(end_marked, mark_of(self._directory.path, link.pid))
+        lost = [process for process in self._processes.values() if process.link is link]
+        self._processes = {n: process for n, process in self._processes.items() if process.link is not link}
+        async with anyio.create_task_group() as tasks:
+            for process in lost:
+                tasks.start_soon(process.lose)
+        return len(lost)
 
     def _finish(self, number: int, answer: Answer) -> None:
         process = self._processes.pop(number, None)

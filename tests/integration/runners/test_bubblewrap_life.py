@@ -52,6 +52,25 @@ async def main():
 anyio.run(main)
 """
 
+_INTERRUPT_SECONDS = 45
+"""Under the three times twenty that nobody's answers were waited for."""
+_INTERRUPTED = """
+import anyio, sys
+from sandbox_adapters import Settings, open_sandbox
+
+async def main():
+    async with open_sandbox(Settings(kill_grace_seconds=1000)) as sandbox:
+        started = await sandbox.submit(f"trap '' TERM; echo up; sleep {sys.argv[1]}")
+        try:
+            await sandbox.service.wait(sandbox.principal, started, after=1)
+            print("up", flush=True)
+            await anyio.sleep_forever()
+        finally:
+            print("interrupted", flush=True)
+
+anyio.run(main)
+"""
+
 
 @pytest.fixture
 def token() -> str:
@@ -254,6 +273,21 @@ async def test_asyncio_s_own_cancellation_while_a_process_is_left_keeps_no_descr
         # A proxy may still be ending; the kernel tells nobody of it.
         while _pipes_and_sockets() > before:  # noqa: ASYNC110
             await anyio.sleep(0.01)
+
+
+async def test_a_second_interrupt_ends_a_program_of_asyncio_at_once(anyio_backend: str, base: str, token: str) -> None:
+    if anyio_backend != "asyncio":
+        return  # trio has cancel scopes alone
+    argv = [sys.executable, "-c", _INTERRUPTED, token]
+    with anyio.fail_after(_INTERRUPT_SECONDS):
+        async with await anyio.open_process(argv, env={**os.environ, "TMPDIR": base}, stderr=None) as program:
+            assert program.stdout is not None
+            for word in (b"up", b"interrupted"):
+                assert word in await program.stdout.receive()
+                program.send_signal(signal.SIGINT)
+            await program.wait()
+    await _gone(token)
+    assert os.listdir(base) == []
 
 
 def _pipes_and_sockets() -> int:
