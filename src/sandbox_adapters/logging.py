@@ -6,6 +6,7 @@ gets ordinary records and keeps its own handlers. `configure_logging` is for pro
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 import sys
@@ -33,6 +34,8 @@ _ASSIGNED = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTROL_IN_TRACEBACK = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_ESCAPE = codecs.getencoder("unicode_escape")
+"""Loaded now: when it is needed there may be no descriptor left to read its file with."""
 _OURS = ("sandbox_core", "sandbox_adapters", "sandbox_mcp")
 _QUIET = ("uvicorn", "httpx", "httpcore", "asyncio")
 _SILENT = ("mcp", "uvicorn.access")
@@ -189,4 +192,4 @@ def _formatter(redactor: Redactor, *, human: bool) -> logging.Formatter:
 
 
 def _escaped(match: re.Match[str]) -> str:
-    return match.group().encode("unicode_escape").decode("ascii")
+    return _ESCAPE(match.group())[0].decode("ascii")

@@ -16,7 +16,8 @@ from starlette.types import ASGIApp
 from sandbox_adapters.h11_bounds import bound_h11
 from sandbox_adapters.settings import Settings, variable_name
 from sandbox_core.domain.errors import InfrastructureError
-from sandbox_mcp.http_protocol import TimedH11Protocol, timed_protocol
+from sandbox_mcp.connection_room import bounded_protocol, tell_seldom_what_is_not_accepted
+from sandbox_mcp.http_protocol import TimedH11Protocol
 
 CLOSE_SECONDS: Final = 2
 """How long connections get to close by themselves."""
@@ -26,6 +27,8 @@ FIRST_REQUEST_SECONDS: Final = 1
 
 KEEP_ALIVE_SECONDS: Final = 30
 BACKLOG: Final = 2048
+ACCEPTED_AT_ONCE: Final = 100
+"""In one turn of the event loop. Where descriptors are used up, asyncio tries as often before it looks elsewhere."""
 
 
 class AddressUnavailable(InfrastructureError):
@@ -66,7 +69,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     bound_h11()
     return uvicorn.Config(
         app,
-        http=timed_protocol(settings.header_timeout_seconds),
+        http=bounded_protocol(settings.header_timeout_seconds),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -74,7 +77,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
@@ -95,8 +98,11 @@ class QuietServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start on `sockets`, and say so."""
+        tell_seldom_what_is_not_accepted(asyncio.get_running_loop())
         await super().startup(sockets)
         self._listeners = sockets or []
+        for listener in self._listeners:
+            listener.listen(BACKLOG)  # asyncio listened anew, for as many as it accepts at once
         self.ready.set()
 
     async def stop_listening(self) -> None:
