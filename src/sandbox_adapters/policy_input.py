@@ -48,6 +48,7 @@ _SECTIONS: Mapping[str, frozenset[str]] = {
     "isolation": frozenset(item.name for item in fields(IsolationPolicy)),
 }
 _TOP = frozenset((*_SECTIONS, *TOP_LEVEL_LIMITS))
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SHOWN_CHARACTERS = 64
 _ADAPTER = TypeAdapter(ExecutionPolicy)
@@ -112,6 +113,7 @@ def normalise_policy(given: Mapping[str, Any]) -> PolicyDict:
 def build_policy(sections: PolicyDict) -> ExecutionPolicy:
     """Return the policy of normalised sections; None means "not said". Raises InvalidArgument for the values."""
     _check_lengths(sections)
+    _check_text(sections)
     said = {
         name: {key: whole_float(value) for key, value in section.items() if value is not None}
         for name, section in sections.items()
@@ -134,6 +136,15 @@ def _check_lengths(sections: PolicyDict) -> None:
         for key, value in section.items():
             if isinstance(value, list | tuple) and len(value) > MAX_ENTRIES:
                 raise InvalidArgument(f"{name}.{key}", f"has {len(value)} entries; at most {MAX_ENTRIES} are taken")
+
+
+def _check_text(sections: PolicyDict) -> None:
+    """Refuse what JSON can write and UTF-8 cannot, by name: pydantic would say that it is no JSON."""
+    for name, section in sections.items():
+        for key, value in section.items():
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, str) and _HALF_PAIR.search(item):
+                    raise InvalidArgument(f"{name}.{key}", "contains half a surrogate pair, which is not text")
 
 
 def whole_float(value: Any) -> Any:

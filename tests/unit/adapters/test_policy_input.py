@@ -85,6 +85,8 @@ def test_null_is_the_same_as_leaving_it_out() -> None:
         ({"network": {"allowed_domains": [""]}}, "network.allowed_domains"),
         ({"filesystem": {"deny_read": [5]}}, "filesystem.deny_read.0"),
         ({"filesystem": {"deny_read": ["a\0b"]}}, "filesystem.deny_read"),
+        ({"filesystem": {"denyRead": ["/a", "\ud800"]}}, "filesystem.deny_read"),
+        ({"isolation": {"require": "\udfff"}}, "isolation.require"),
         ({"resource_limits": {"max_memory_mb": "5"}}, "resource_limits.max_memory_mb"),
         ({"resource_limits": {"max_memory_mb": True}}, "resource_limits.max_memory_mb"),
         ({"resource_limits": {"max_memory_mb": 1.5}}, "resource_limits.max_memory_mb"),
