@@ -5,6 +5,8 @@ Every request gets a connection of its own, closed after the answer: no answer c
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import anyio.lowlevel
 import h11
@@ -86,10 +88,12 @@ class _Exchange:
         if self._client_wire.their_state is not h11.SEND_BODY:
             return h11.EndOfMessage()
         while True:
-            try:
+            event = None
+            with suppress(h11.RemoteProtocolError):
                 event = self._client_wire.next_event()
-            except h11.RemoteProtocolError as error:
-                raise MalformedRequest("its body is not well-formed") from error
+            if event is None:
+                # Not chained, as in HttpFront: h11's errors keep what they were raised for.
+                raise MalformedRequest("its body is not well-formed")
             if isinstance(event, h11.Data):
                 return h11.Data(data=event.data)
             if isinstance(event, h11.EndOfMessage):
@@ -98,13 +102,14 @@ class _Exchange:
 
     async def _copy_answer(self) -> None:
         while True:
-            try:
+            event = None
+            with suppress(h11.RemoteProtocolError, anyio.BrokenResourceError):
                 event = self._server_wire.next_event()
                 if event is h11.NEED_DATA:
                     self._server_wire.receive_data(await self._server.receive())
                     continue
-            except (h11.RemoteProtocolError, anyio.BrokenResourceError) as error:
-                raise Unreachable(Trouble.PROTOCOL) from error
+            if event is None:
+                raise Unreachable(Trouble.PROTOCOL)
             if isinstance(event, h11.InformationalResponse):
                 await self._send_interim(event)
             elif isinstance(event, h11.Response):

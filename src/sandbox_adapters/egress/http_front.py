@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import h11
 
@@ -125,10 +127,10 @@ class HttpFront:
         return event
 
     def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        try:
+        with suppress(h11.RemoteProtocolError):
             return self._wire.next_event()
-        except h11.RemoteProtocolError as error:
-            raise MalformedRequest("it is not HTTP, or has two readings") from error
+        # Not chained: h11's error keeps all lines of the head, megabytes, until the client has taken its answer.
+        raise MalformedRequest("it is not HTTP, or has two readings")
 
     def _connect(self, request: h11.Request) -> Destination:
         if self._tunnel is not None:

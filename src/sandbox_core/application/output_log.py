@@ -9,6 +9,14 @@ from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind
 
 LARGEST_TAIL_BYTES = 256 * 1024
 
+SMALL_BYTES = 4 * 1024
+"""Pieces of one stream that follow each other become one up to this size, so that single bytes cost no more."""
+MOST_WAITING, MOST_IN_TAIL = 32, 1024
+"""Pieces past which those of two streams that take turns become one of each: how two pipes were interleaved is known
+only roughly, and an event for each byte would take hundreds of times its memory, and seconds to store."""
+
+_Piece = tuple[EventKind, bytes, datetime]
+
 
 def incomplete_suffix(data: bytes) -> int:
     """Return how many bytes at the end of `data` begin a UTF-8 character that is not complete (0 to 3).
@@ -34,11 +42,25 @@ def character_start(data: bytes, index: int) -> int:
     return index
 
 
+def _add(pieces: list[_Piece] | deque[_Piece], piece: _Piece, most: int) -> None:
+    """Append a piece, or make it the end of the last one of its stream."""
+    kind, data, at = piece
+    for back in range(1, min(len(pieces), 2 if len(pieces) >= most else 1) + 1):
+        last_kind, last, last_at = pieces[-back]
+        if last_kind is kind:
+            if len(last) + len(data) > SMALL_BYTES:
+                break
+            pieces[-back] = (kind, last + data, at if back == 1 else last_at)
+            return
+    pieces.append(piece)
+
+
 class OutputBuffer:
     """The output of one execution between the pipes and the log.
 
     Keeps the first `cap_bytes` less a tail at once, and the newest bytes past it in a tail (a quarter of the cap, at
     most 256 KiB) that comes out at the end, behind one `truncated` event when anything was dropped between them.
+    The order within a stream is kept; that of two streams as far as they do not take turns in small pieces very often.
     Memory is bounded by the caller, which stops feeding while `waiting_bytes` is high, and by the tail.
 
     Args:
@@ -49,8 +71,8 @@ class OutputBuffer:
         self._tail_limit = 0 if cap_bytes is None else min(cap_bytes // 4, LARGEST_TAIL_BYTES)
         self._head_left = None if cap_bytes is None else cap_bytes - self._tail_limit
         self._held: dict[EventKind, bytes] = {}
-        self._waiting: list[tuple[EventKind, bytes, datetime]] = []
-        self._tail: deque[tuple[EventKind, bytes, datetime]] = deque()
+        self._waiting: list[_Piece] = []
+        self._tail: deque[_Piece] = deque()
         self._tail_bytes = 0
         self._offset = 0
         self.waiting_bytes = 0
@@ -109,7 +131,7 @@ class OutputBuffer:
             else:
                 self._head_left -= len(data)
         if data:
-            self._waiting.append((kind, data, at))
+            _add(self._waiting, (kind, data, at), MOST_WAITING)
             self.waiting_bytes += len(data)
 
     def _keep_in_tail(self, kind: EventKind, data: bytes, at: datetime) -> None:
@@ -119,7 +141,7 @@ class OutputBuffer:
             self._tail.clear()
             self._tail_bytes = 0
             data = data[start:]
-        self._tail.append((kind, data, at))
+        _add(self._tail, (kind, data, at), MOST_IN_TAIL)
         self._tail_bytes += len(data)
         while (excess := self._tail_bytes - self._tail_limit) > 0:
             oldest_kind, oldest, oldest_at = self._tail.popleft()

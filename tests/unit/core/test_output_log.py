@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_core.application.log_view import cut_ends
-from sandbox_core.application.output_log import LARGEST_TAIL_BYTES, OutputBuffer
+from sandbox_core.application.output_log import LARGEST_TAIL_BYTES, MOST_IN_TAIL, SMALL_BYTES, OutputBuffer
 from sandbox_core.domain.command import Command
 from sandbox_core.domain.events import MAX_EVENT_BYTES, EventDraft, EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
@@ -19,7 +20,7 @@ from sandbox_core.ports.store import LogPage
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Pieces = list[tuple[EventKind, bytes]]
 KINDS = st.sampled_from([EventKind.STDOUT, EventKind.STDERR])
-PIECES = st.lists(st.tuples(KINDS, st.binary(min_size=1, max_size=60)), max_size=40)
+PIECES = st.lists(st.tuples(KINDS, st.binary(min_size=1, max_size=60)), max_size=90)
 
 
 def collect(pieces: Pieces, cap: int | None, take_every: int = 3) -> tuple[OutputBuffer, list[EventDraft]]:
@@ -111,6 +112,22 @@ def test_memory_past_the_cap_is_the_tail_only() -> None:
         buffer.take()
     assert buffer.waiting_bytes == 0
     assert sum(len(draft.data) for draft in buffer.finish(NOW) if draft.kind.is_output) <= LARGEST_TAIL_BYTES
+
+
+@pytest.mark.parametrize("cap", [None, 4 << 20], ids=["all kept", "in the tail"])
+def test_single_bytes_of_two_streams_in_turns_are_a_bounded_number_of_events(cap: int | None) -> None:
+    buffer = OutputBuffer(cap)
+    if cap is not None:
+        buffer.feed(EventKind.STDOUT, b"z" * cap, NOW)
+        buffer.take()
+    turns = LARGEST_TAIL_BYTES // 2
+    for number in range(turns):
+        buffer.feed(EventKind.STDOUT, bytes([number % 128]), NOW)
+        buffer.feed(EventKind.STDERR, b"e", NOW)
+    drafts = [draft for draft in buffer.finish(NOW) if draft.kind.is_output]
+    assert len(drafts) <= MOST_IN_TAIL + 2 * LARGEST_TAIL_BYTES // SMALL_BYTES
+    assert text_of(drafts, EventKind.STDOUT) == bytes(number % 128 for number in range(turns))
+    assert text_of(drafts, EventKind.STDERR) == b"e" * turns
 
 
 def log_of(pieces: Pieces) -> tuple[OutputEvent, ...]:
