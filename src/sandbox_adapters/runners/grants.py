@@ -21,6 +21,8 @@ PRIVATE = (WORKSPACE, "/tmp")  # noqa: S108 - the sandbox's own
 MAX_COMPARED = 1 << 24
 """Letters of grants times letters of denials with wildcards. Both are a caller's, and the server does nothing else
 while it compares them, which takes less than a second up to this."""
+MAX_GRANTED = 1 << 16
+"""Letters of all grants together, each name of which is looked at. Over some hundred long paths no plan holds them."""
 _LETTERS_AT_LEAST = 256
 """Of grants, as they count there: denials alone take time as well, to be read and for every file."""
 NEVER_GRANTED = ("/sys", "/run/user", "/boot")
@@ -191,13 +193,16 @@ def grant_violations(
 def _too_much(asked: Sequence[tuple[str, str]], policy: FilesystemPolicy) -> PolicyViolation | None:
     if not asked:
         return None
-    letters = max(_LETTERS_AT_LEAST, sum(len(path) for _, path in asked))
+    letters = sum(len(path) for _, path in asked)
     compared = sum(len(denial) for denial in (*policy.deny_read, *policy.deny_write) if WILDCARD.search(denial))
-    if letters * compared <= MAX_COMPARED:
-        return None
     field, path = asked[0]
-    reason = f"{letters} letters of grants and {compared} of denials with wildcards take too long to be compared"
-    return PolicyViolation(field, path, f"a product of the two of at most {MAX_COMPARED}", reason)
+    if letters > MAX_GRANTED:
+        reason = f"all grants together have {letters} letters; grant a directory around them"
+        return PolicyViolation(field, path, f"at most {MAX_GRANTED} letters", reason)
+    if max(letters, _LETTERS_AT_LEAST) * compared > MAX_COMPARED:
+        reason = f"{letters} letters of grants and {compared} of denials with wildcards take too long to be compared"
+        return PolicyViolation(field, path, f"a product of the two of at most {MAX_COMPARED}", reason)
+    return None
 
 
 def _decide(fields: set[str], outer: Access) -> tuple[Access, str]:

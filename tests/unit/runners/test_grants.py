@@ -13,6 +13,7 @@ from sandbox_adapters.runners.child.path_patterns import PathPatterns
 from sandbox_adapters.runners.granted import Granter
 from sandbox_adapters.runners.grants import (
     MAX_COMPARED,
+    MAX_GRANTED,
     Access,
     grant_violations,
     host_path,
@@ -161,7 +162,7 @@ def test_a_pattern_covers_what_it_stands_for_and_everything_below(pattern: str, 
 
 
 def test_grants_and_wildcards_that_take_long_to_compare_are_refused_before() -> None:
-    long = tuple(f"/srv/{number}/" + "a/" * 2000 for number in range(256))
+    long = tuple(f"/srv/{number}/" + "a/" * 2000 for number in range(16))
     wild = tuple(f"/srv/**/{number}/" + "a*/" * 1300 for number in range(256))
     for policy in (
         FilesystemPolicy(allow_read=long, deny_read=wild),
@@ -173,6 +174,12 @@ def test_grants_and_wildcards_that_take_long_to_compare_are_refused_before() -> 
         assert str(MAX_COMPARED) in refused
     assert _violations(FilesystemPolicy(allow_read=long, deny_read=("/srv/x/**",))) == []
     assert _violations(FilesystemPolicy(allow_read=("/srv/x",), deny_read=wild[:16])) == []
+
+
+def test_grants_that_are_too_long_together_are_refused_before_they_are_looked_at() -> None:
+    (refused,) = _violations(FilesystemPolicy(allow_write=("/srv/" + "a/" * 2000,) * 17))
+    assert f"at most {MAX_GRANTED} letters" in refused
+    assert _violations(FilesystemPolicy(allow_write=tuple(f"/srv/{'a' * 200}/{number}" for number in range(256)))) == []
 
 
 _PATHS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4).map(lambda parts: "/srv/" + "/".join(parts))
