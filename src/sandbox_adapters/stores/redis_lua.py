@@ -76,7 +76,8 @@ local function touch(m)
   redis.pcall('PEXPIREAT', meta, at)
   if m.k ~= '' then redis.pcall('PEXPIREAT', idempotency_key(m), at) end
   for _, index in ipairs(indexes_of(m, m.st)) do keep(index, ms) end
-  if m.g ~= '' then keep(session_set(m), ms) end
+  -- Of a session only people read the set, so it is not kept for a week for what runs: each renewal comes by here.
+  if m.g ~= '' then keep(session_set(m), ttl) end
   if m.st == 'running' and not redis.pcall('ZSCORE', leases, m.id) then
     redis.pcall('ZADD', leases, 'NX', now(), m.id)
   end
@@ -131,7 +132,11 @@ local function move(m, status)
   if m.st == 'pending' then redis.pcall('ZREM', waiting, m.id) end
   m.st, m.left = status, nil
   index(m)
-  if status ~= 'running' then due(m) end
+  if status ~= 'running' then
+    due(m)
+    -- Its set may have expired while nobody renewed anything.
+    if m.g ~= '' then redis.pcall('SADD', session_set(m), m.id) end
+  end
 end
 
 -- Let it wait for its claim: so long its creator cares for it, and so long (0: for ever) it may wait at all.

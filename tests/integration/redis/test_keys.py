@@ -70,6 +70,31 @@ async def test_nothing_lives_without_a_time_to_live(redis_server: RedisServer) -
         assert len(expiry) == 1
 
 
+async def test_the_set_of_a_session_outlives_what_ran_in_it_by_a_share_of_its_time(redis_server: RedisServer) -> None:
+    name = "session:s:executions"
+    async with opened(redis_server) as store:
+        execution = await store.create(pending(CLOCK, session_id=SessionId("s")))
+        claim = await store.claim(execution.id, NODE, lease_seconds=15)
+        assert 3590 <= redis_server.ask("TTL", name) <= 3600 * 9 / 8
+        redis_server.ask("EXPIRE", name, 60)
+        await store.renew([claim.lease], lease_seconds=15)
+        assert 3590 <= redis_server.ask("TTL", name) <= 3600 * 9 / 8
+        await store.append(claim.lease, [exited(CLOCK)], ended(claim.execution, CLOCK))
+        assert set(redis_server.ask("SMEMBERS", name)) == {execution.id.encode()}
+        assert 3590 <= redis_server.ask("TTL", name) <= 3600 * 9 / 8
+
+
+async def test_what_ends_after_the_set_of_its_session_expired_is_in_it_again(redis_server: RedisServer) -> None:
+    name = "session:s:executions"
+    async with opened(redis_server) as store:
+        execution = await store.create(pending(CLOCK, session_id=SessionId("s")))
+        claim = await store.claim(execution.id, NODE, lease_seconds=15)
+        redis_server.ask("DEL", name)
+        await store.append(claim.lease, [exited(CLOCK)], ended(claim.execution, CLOCK))
+        assert set(redis_server.ask("SMEMBERS", name)) == {execution.id.encode()}
+        _all_expire(redis_server)
+
+
 async def test_what_waits_again_is_noted_for_whoever_queues_it_and_lives_no_longer_than_anything(
     redis_server: RedisServer,
 ) -> None:
