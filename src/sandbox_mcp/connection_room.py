@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from typing import Any, Final
+from collections import OrderedDict
+from typing import Any, ClassVar, Final
 
 from sandbox_adapters.logging import get_logger
 from sandbox_mcp.http_protocol import TimedH11Protocol, timed_protocol
@@ -40,34 +41,49 @@ class SeldomTold:
 
 
 class BoundedProtocol(TimedH11Protocol):
-    """Ends a connection at once where there are `most_connections` already; `bounded_protocol` sets the attributes."""
+    """Where there are `most_connections` already, ends the oldest that has asked nothing, or else the new one, at once.
+
+    `bounded_protocol` sets the attributes.
+    """
 
     most_connections: int = 1
     news: SeldomTold = SeldomTold()
+    silent: ClassVar[OrderedDict[BoundedProtocol, None]] = OrderedDict()
+    """Connections in the order in which they came; those that have asked are taken out when room is looked for."""
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Take the connection, or end it."""
-        if len(self.connections) < self.most_connections:
+        if len(self.connections) < self.most_connections or self._make_room():
+            self.silent[self] = None
             super().connection_made(transport)
             return
         self._refused = True
         self.asked.set()
         transport.abort()
-        self.news.tell(
-            "No room for more connections; raise the limit of open files (ulimit -n) if these are not too many",
-            connections=self.most_connections,
-        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of a connection that was taken."""
         if not self._refused:
+            self.silent.pop(self, None)
             super().connection_lost(exc)
+
+    def _make_room(self) -> bool:
+        self.news.tell(
+            "No room for more connections; raise the limit of open files (ulimit -n) if these are not too many",
+            connections=self.most_connections,
+        )
+        while self.silent:
+            oldest, _ = self.silent.popitem(last=False)
+            if not oldest.asked.is_set():
+                oldest.transport.abort()
+                return True
+        return False
 
 
 def bounded_protocol(header_timeout_seconds: float) -> type[BoundedProtocol]:
     """Return the protocol class with its limits set; see most_connections."""
-    bounds = {"most_connections": most_connections(), "news": SeldomTold()}
+    bounds = {"most_connections": most_connections(), "news": SeldomTold(), "silent": OrderedDict()}
     return type("RoomyProtocol", (BoundedProtocol, timed_protocol(header_timeout_seconds)), bounds)
 
 

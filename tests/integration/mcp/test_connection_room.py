@@ -52,6 +52,8 @@ async def test_a_client_without_a_token_cannot_take_all_descriptors(tmp_path: Pa
                 for number in range(5):
                     said = await call(client, "execute_code", command=f"echo {number}", stdin="x")
                     assert said["stdout"] == f"{number}\n"
+                async with connected(served.url, token=TOKEN) as newcomer:
+                    assert (await call(newcomer, "execute_code", command="echo new"))["stdout"] == "new\n"
                 assert open_files(served) < OPEN_FILES * 3 // 4 or open_files(served) > CONNECTIONS
             eventually(lambda: open_files(served) < OPEN_FILES // 2, "they are forgotten")
         async with connected(served.url, token=TOKEN) as client:
