@@ -40,6 +40,8 @@ class Exchange:
     """Calls of this request that are still being handled; an older client's go on after a disconnect."""
     free_id: Callable[[], None] | None = None
     """Lets the session use the id of this request again; set when it was answered before its last handler ended."""
+    let_go: Callable[[], None] | None = None
+    """Tells that the body is held no longer; set when it was answered before its last handler ended. See BoundBody."""
     leave: Callable[[], None] | None = None
     """Gives back the place of a large answer, once it is sent or given up; None without one. See LargeAnswers."""
 
@@ -51,8 +53,11 @@ class Exchange:
             yield
         finally:
             self.handlers -= 1
-            if not self.handlers and self.free_id is not None:
-                self.free_id()
+            if not self.handlers:
+                for told in (self.free_id, self.let_go):
+                    if told is not None:
+                        told()
+                self.let_go = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from functools import partial
+from typing import Any, Final
 
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox_core.domain.ids import Principal
+from sandbox_mcp.caller import EXCHANGE_KEY, Exchange, current_principal
 from sandbox_mcp.http_errors import refuse
 
 MAX_VALUES = 1 << 17
 """In the lists and objects of a body. Tools take a few thousand; and whoever checks a body's types makes, of each value
 that has another, an error of half a kilobyte before telling the first."""
 
+SMALL_BODY_BYTES: Final = 64 * 1024
+"""Bodies up to this are not counted."""
+
+HELD_BODIES: Final = 16
+"""How many bodies of the largest size the unanswered calls of one caller may have together. A call keeps its body, and
+what was read of it, until it is answered; an older client's does so also after its connection."""
+
 
 class BoundBody:
     """ASGI wrapper: 413 for a body over the limit, declared or sent; 408 for one that does not come in time.
 
-    413 also for one of more than MAX_VALUES values.
+    413 also for one of more than MAX_VALUES values. 503 while the caller's unanswered calls hold too much.
 
     400 for one with two lengths (RFC 9112, section 6.1).
 
@@ -31,6 +42,7 @@ class BoundBody:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
+        self._held: Counter[Principal] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -68,16 +80,40 @@ class BoundBody:
             )
             await refuse(send, 413, "too_many_values", text)
             return
-        await self._app(scope, _Replay(bytes(body), receive), send)
+        size, replay = len(body), _Replay(bytes(body), receive)
+        del body, message  # a call may wait for an hour
+        if size <= SMALL_BODY_BYTES:
+            await self._app(scope, replay, send)
+            return
+        principal = current_principal()
+        if self._held[principal] + size > HELD_BODIES * self._max_bytes:
+            text = "Your unanswered calls have sent as much as one caller's may. Wait for an answer of one of them."
+            await refuse(send, 503, "server_full", text, headers=[(b"retry-after", b"10")])
+            return
+        self._held[principal] += size
+        try:
+            await self._app(scope, replay, send)
+        finally:
+            exchange = scope.get(EXCHANGE_KEY)
+            let_go = partial(self._let_go, principal, size)
+            if isinstance(exchange, Exchange) and exchange.handlers:
+                exchange.let_go = let_go
+            else:
+                let_go()
+
+    def _let_go(self, principal: Principal, size: int) -> None:
+        self._held[principal] -= size
+        if not self._held[principal]:
+            del self._held[principal]
 
     async def _too_large(self, send: Send) -> None:
         await refuse(send, 413, "body_too_large", f"A body may have {self._max_bytes} bytes.", close=True)
 
 
-def has_too_many_values(body: bytes | bytearray) -> bool:
-    """True for JSON with more than MAX_VALUES values; what is not JSON is told by who reads it."""
+def has_too_many_values(body: bytes | bytearray, most: int = MAX_VALUES) -> bool:
+    """True for JSON with more than `most` values; what is not JSON is told by who reads it."""
     # Commas stand between values, also where texts have some: few of them are few values, without a second reading.
-    if body.count(b",") < MAX_VALUES // 2:
+    if body.count(b",") < most // 2:
         return False
     try:
         # Takes all that either of the SDK's two readers takes, half a surrogate pair among it.
@@ -85,15 +121,15 @@ def has_too_many_values(body: bytes | bytearray) -> bool:
     except (ValueError, RecursionError):
         return False
     seen = 0
-    while waiting and seen <= MAX_VALUES:
+    while waiting and seen <= most:
         value = waiting.pop()
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, list):
             seen += len(value)
-            if seen <= MAX_VALUES:
+            if seen <= most:
                 waiting += value
-    return seen > MAX_VALUES
+    return seen > most
 
 
 class _Replay:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sandbox_core.application.admission import share_of_one
 from sandbox_mcp.caller import current_principal
+from sandbox_mcp.http_body import has_too_many_values
 from sandbox_mcp.http_errors import refuse
+
+MAX_OPENING_BYTES: Final = 64 * 1024
+MAX_OPENING_VALUES: Final = 1024
+"""What opens a session is kept as long as the session is, also where it was refused: names, icons and abilities of a
+client. In lists and objects it is forty times as much memory."""
 
 
 class SharedSessions(StreamableHTTPSessionManager):
@@ -31,8 +37,24 @@ class SharedSessions(StreamableHTTPSessionManager):
         if self._would_open(scope) and not self._has_room():
             what = f"You have {self._most_of_one} open sessions, as many as one caller may. End some (DELETE) or wait: "
             await refuse(send, 503, "server_full", f"{what}unused ones end after {self.session_idle_timeout:g} s.")
+        elif scope["method"] == "POST" and self._would_open(scope):
+            await self._open(scope, receive, send)
         else:
             await super().handle_request(scope, receive, send)
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()  # the whole body: see BoundBody
+        body = first.get("body", b"")
+        if len(body) > MAX_OPENING_BYTES or has_too_many_values(body, MAX_OPENING_VALUES):
+            what = f"What opens a session may have {MAX_OPENING_BYTES} bytes, and {MAX_OPENING_VALUES} values in lists"
+            await refuse(send, 413, "body_too_large", f"{what} and objects. Other requests name their session.")
+            return
+        unread = [first]
+
+        async def replay() -> Message:
+            return unread.pop() if unread else await receive()
+
+        await super().handle_request(scope, replay, send)
 
     def _would_open(self, scope: Scope) -> bool:
         if self.stateless:

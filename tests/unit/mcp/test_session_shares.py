@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -13,12 +14,12 @@ from starlette.types import Message, Scope
 
 from sandbox_core.domain.ids import Principal
 from sandbox_mcp.auth import RequireToken, TokenTable
-from sandbox_mcp.session_shares import SharedSessions
+from sandbox_mcp.session_shares import MAX_OPENING_BYTES, MAX_OPENING_VALUES, SharedSessions
 
 pytestmark = pytest.mark.anyio
 
 NAMES = ("alice", "bob", "carol")
-HELLO = {
+HELLO: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 0,
     "method": "initialize",
@@ -41,14 +42,16 @@ class Rig:
         tokens = TokenTable({Principal(name): SecretStr(name) for name in NAMES})
         self._app = RequireToken(self.manager.handle_request, tokens)
 
-    async def ask(self, name: str, method: str = "POST", *headers: tuple[bytes, bytes]) -> list[Message]:
+    async def ask(
+        self, name: str, method: str = "POST", *headers: tuple[bytes, bytes], body: dict[str, Any] = HELLO
+    ) -> list[Message]:
         messages: list[Message] = []
-        body: list[Message] = [{"type": "http.request", "body": json.dumps(HELLO).encode(), "more_body": False}]
+        unread: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
         async def receive() -> Message:
-            if not body:
+            if not unread:
                 await anyio.sleep_forever()
-            return body.pop()
+            return unread.pop()
 
         async def send(message: Message) -> None:
             messages.append(message)
@@ -110,3 +113,24 @@ async def test_a_single_caller_may_have_them_all() -> None:
     rig = Rig(principals=1)
     async with rig.manager.run():
         assert [await rig.status("alice") for _ in range(6)] == [200] * 5 + [503]
+
+
+@pytest.mark.parametrize(
+    "abilities",
+    [{"text": "x" * MAX_OPENING_BYTES}, {"lists": [[]] * (MAX_OPENING_VALUES + 1)}],
+    ids=["bytes", "values"],
+)
+async def test_what_opens_a_session_is_small_since_it_is_kept_with_it(rig: Rig, abilities: dict[str, Any]) -> None:
+    large = {**HELLO, "params": {**HELLO["params"], "capabilities": {"experimental": {"large": abilities}}}}
+    refused = await rig.ask("alice", body=large)
+    assert refused[0]["status"] == 413
+    assert b"opens a session" in refused[1]["body"]
+    assert [await rig.status("alice") for _ in range(3)] == [200, 200, 503]
+
+
+async def test_large_requests_of_a_session_and_of_newer_clients_go_through(rig: Rig) -> None:
+    large = {**HELLO, "params": {**HELLO["params"], "capabilities": {"experimental": {"text": {"a": "x" * (1 << 20)}}}}}
+    session = next(value for name, value in (await rig.ask("bob"))[0]["headers"] if name == b"mcp-session-id")
+    assert (await rig.ask("bob", "POST", (b"mcp-session-id", session), body=large))[0]["status"] == 200
+    modern = await rig.ask("alice", "POST", (b"mcp-protocol-version", b"2026-07-28"), body=large)
+    assert modern[0]["status"] == 400
