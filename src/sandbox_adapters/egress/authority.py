@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import anyio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -54,6 +55,7 @@ class CertificateAuthority:
         self._key = key
         self._now = now if now is not None else SystemClock().now
         self._leaves: OrderedDict[Host, _Leaf] = OrderedDict()
+        self._turn = anyio.Lock()
 
     @classmethod
     def generate(
@@ -110,6 +112,14 @@ class CertificateAuthority:
         if len(self._leaves) > _MAX_CACHED:
             self._leaves.popitem(last=False)
         return leaf.context
+
+    async def context_in_turn(self, host: Host) -> ssl.SSLContext:
+        """Return `context_for(host)` after those that asked before, with a turn for all other tasks after each.
+
+        To sign takes milliseconds, and sandboxes can ask for hundreds of names at the same moment.
+        """
+        async with self._turn:
+            return self.context_for(host)
 
     def _check(self) -> None:
         own, root = self._certificates[0], self._certificates[-1]

@@ -53,9 +53,9 @@ class Interception:
 
         Raises anyio.BrokenResourceError when the client is gone, does not trust the certificate, or takes too long.
         """
-        stream = TlsStream(client, self._authority.context_for(destination.host))
         try:
             with anyio.fail_after(timeout_seconds):
+                stream = TlsStream(client, await self._authority.context_in_turn(destination.host))
                 await stream.handshake()
         except (ssl.SSLError, TimeoutError) as error:
             raise anyio.BrokenResourceError from error

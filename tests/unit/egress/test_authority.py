@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -143,3 +147,38 @@ def test_nothing_shows_the_key() -> None:
     authority = CertificateAuthority.from_pem(made.pem, made.key_pem)
     assert "PRIVATE" not in authority.pem + repr(authority)
     assert authority.pem.encode() == made.pem
+
+
+class Noting(CertificateAuthority):
+    """Notes in which turn of another task each certificate was asked for."""
+
+    turn = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.noted: list[int] = []
+
+    def context_for(self, host: Host) -> ssl.SSLContext:
+        self.noted.append(self.turn)
+        return super().context_for(host)
+
+    async def take_turns(self) -> None:
+        while True:
+            self.turn += 1
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.anyio
+async def test_many_names_at_once_leave_other_tasks_their_turn_after_each() -> None:
+    authority = Noting.generate(read_entries("domains", ("*.test",)))
+    assert isinstance(authority, Noting)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(authority.take_turns)
+            async with anyio.create_task_group() as asking:
+                for number in range(20):
+                    asking.start_soon(authority.context_in_turn, f"n{number}.test")
+            tasks.cancel_scope.cancel()
+    # Two, since trio runs what is ready in any order.
+    assert len(authority.noted) == 20
+    assert max(Counter(authority.noted).values()) <= 2
