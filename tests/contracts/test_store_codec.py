@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
-from sandbox_core.domain.command import Command
+from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.denial import Denial, DenialKind
 from sandbox_core.domain.errors import InvalidArgument, StoredDataCorrupt
 from sandbox_core.domain.events import EventDraft, EventKind
@@ -208,3 +208,28 @@ def test_what_could_not_be_read_again_is_refused_by_name() -> None:
     execution = Execution(new_execution_id(_AT), LOCAL_PRINCIPAL, None, Command(shell="x"), ExecutionPolicy(), _AT)
     with pytest.raises(InvalidArgument, match=r"execution\.retry_safe"):
         encode_execution(replace(execution, retry_safe=wrong))
+
+
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        b"\xff" * MAX_STDIN_BYTES,
+        b"\n" * MAX_STDIN_BYTES,
+        b"\1" * MAX_STDIN_BYTES,
+        b'"' * MAX_STDIN_BYTES,
+        b"x" * MAX_STDIN_BYTES,
+    ],
+    ids=["binary", "empty lines", "control characters", "quotes", "text"],
+)
+def test_the_largest_stdin_comes_back_and_takes_little_more_than_itself(stdin: bytes) -> None:
+    execution = Execution(
+        id=new_execution_id(_AT),
+        principal=LOCAL_PRINCIPAL,
+        session_id=None,
+        command=Command(shell="cat", stdin=stdin),
+        policy=ExecutionPolicy(),
+        created_at=_AT,
+    )
+    document = encode_execution(execution)
+    assert decode_execution(document, execution.id) == execution
+    assert len(document) < 1.4 * MAX_STDIN_BYTES

@@ -5,6 +5,8 @@ read: version 2 had no `retry_safe`, `attempt`, `requeued_at`, `labels` and `que
 denials, no network usage, no `filesystem.allow_read` and no `isolation.require`.
 An event is one line such as `{"v":1,"seq":2,"type":"stdout","ts":"2026-01-01T00:00:00+00:00","data":"ok\\n"}`.
 Bytes are text where they are valid UTF-8, else base64 with `"encoding":"base64"` beside them, so nothing is lost.
+Binary stdin is base64 as well, with `"stdin_encoding":"base64"` beside the execution; one that is then longer than a
+stdin may be stands beside it as `stdin_base64`.
 Fields of an event that are for programs stand under `fields`.
 
 Decoding is strict: another version, an unknown or missing field or a wrong type is StoredDataCorrupt.
@@ -21,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypedDict
 
+from sandbox_core.domain.command import MAX_STDIN_BYTES
 from sandbox_core.domain.errors import InvalidArgument, StoredDataCorrupt
 from sandbox_core.domain.events import EventDraft, EventKind, OutputEvent
 from sandbox_core.domain.execution import Execution
@@ -34,6 +37,7 @@ EVENT_VERSION: Final = 1
 class _Document(TypedDict):
     v: Literal[1, 2, 3]
     stdin_encoding: NotRequired[Literal["base64"]]
+    stdin_base64: NotRequired[str]
     execution: Execution
 
 
@@ -41,6 +45,8 @@ _DOCUMENT = TypeAdapter(_Document)
 _KINDS = {kind.value: kind for kind in EventKind}
 _EVENT_KEYS = frozenset({"v", "seq", "type", "ts", "data", "encoding", "fields"})
 _FIELD_TYPES = frozenset({str, int, float, bool, type(None)})
+_ESCAPED = bytes(range(32)) + b'"\\'
+_LARGE_STDIN_BYTES = 64 * 1024
 _ZONES = ("+00:00", "Z")
 
 
@@ -51,8 +57,17 @@ def encode_execution(execution: Execution) -> bytes:
     """
     document: _Document = {"v": VERSION, "execution": execution}
     if not _is_text(execution.command.stdin):
-        command = replace(execution.command, stdin=b64encode(execution.command.stdin))
-        document = {"v": VERSION, "stdin_encoding": "base64", "execution": replace(execution, command=command)}
+        encoded = b64encode(execution.command.stdin)
+        if len(encoded) <= MAX_STDIN_BYTES:
+            command = replace(execution.command, stdin=encoded)
+            document = {"v": VERSION, "stdin_encoding": "base64", "execution": replace(execution, command=command)}
+        else:
+            command = replace(execution.command, stdin=b"")
+            document = {
+                "v": VERSION,
+                "stdin_base64": encoded.decode(),
+                "execution": replace(execution, command=command),
+            }
     try:
         return _DOCUMENT.dump_json(document, warnings="error")
     except PydanticSerializationError:
@@ -81,6 +96,9 @@ def decode_execution(raw: bytes, execution_id: str) -> Execution:
         if "stdin_encoding" in document:
             command = execution.command
             execution = replace(execution, command=replace(command, stdin=b64decode(command.stdin, validate=True)))
+        elif "stdin_base64" in document:
+            stdin = b64decode(document["stdin_base64"], validate=True)
+            execution = replace(execution, command=replace(execution.command, stdin=stdin))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -147,6 +165,9 @@ def _problem_of(line: Any, seq: int) -> str | None:
 
 
 def _is_text(data: bytes) -> bool:
+    """True for what is kept as text: UTF-8, and little of it written as escapes, which take long to read."""
+    if len(data) > _LARGE_STDIN_BYTES and len(data.translate(None, _ESCAPED)) < len(data) * 7 // 8:
+        return False
     if data.isascii():
         return True
     try:
