@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.domain.status import ExecutionStatus
+from sandbox_core.ports.store import LARGEST_PAGE_BYTES
 
 _Key = tuple[Principal, SessionId | None, ExecutionStatus]
 
@@ -47,6 +48,21 @@ class Listing:
             *(_descending(self._ids.get((principal, session_id, status), []), before) for status in statuses),
             reverse=True,
         )
+
+
+def first_page(found: Iterable[tuple[ExecutionId, int]], limit: int) -> tuple[list[ExecutionId], ExecutionId | None]:
+    """Return the ids that a page has room for, of ids with the sizes of their documents, and the last if more follow.
+
+    Looks at one more than it returns.
+    """
+    page: list[ExecutionId] = []
+    taken = 0
+    for execution_id, size in found:
+        taken += size
+        if page and (len(page) == limit or taken > LARGEST_PAGE_BYTES):
+            return page, page[-1]
+        page.append(execution_id)
+    return page, None
 
 
 def _keys(principal: Principal, session_id: SessionId | None, status: ExecutionStatus) -> tuple[_Key, ...]:

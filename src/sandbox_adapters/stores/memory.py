@@ -15,7 +15,7 @@ from sandbox_adapters.clock import SystemClock
 from sandbox_adapters.stores.codec import decode_event, decode_execution, encode_event, encode_execution
 from sandbox_adapters.stores.deadlines import Deadlines
 from sandbox_adapters.stores.holdings import Holdings
-from sandbox_adapters.stores.listing import Listing
+from sandbox_adapters.stores.listing import Listing, first_page
 from sandbox_adapters.stores.log import EventLog, MemoryBudget
 from sandbox_adapters.stores.places import Places
 from sandbox_adapters.stores.spill import SpillFile
@@ -155,12 +155,11 @@ class MemoryStateStore:
     async def list_page(self, query: ListQuery) -> ExecutionPage:
         """Return a page, newest first. Listing is no access: it keeps nothing from expiring."""
         self._expire()
-        limit = max(query.limit, 1)
         statuses = query.statuses or frozenset(ExecutionStatus)
         ids = self._listing.newest_first(query.principal, query.session_id, statuses, query.before)
-        found = list(islice(ids, limit + 1))
-        executions = tuple(self._decode(self._records[execution_id]) for execution_id in found[:limit])
-        return ExecutionPage(executions, found[limit - 1] if len(found) > limit else None)
+        sizes = ((execution_id, len(self._records[execution_id].document)) for execution_id in ids)
+        page, last = first_page(sizes, max(query.limit, 1))
+        return ExecutionPage(tuple(self._decode(self._records[execution_id]) for execution_id in page), last)
 
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:
         """Move pending to running for `node`, with a lease."""

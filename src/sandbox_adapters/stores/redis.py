@@ -40,12 +40,21 @@ from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId
 from sandbox_core.domain.status import ExecutionStatus
 from sandbox_core.ports.clock import Clock
-from sandbox_core.ports.store import Claim, ExecutionPage, Lease, ListQuery, LogPage, Place, Quota, Scope
+from sandbox_core.ports.store import (
+    LARGEST_PAGE_BYTES,
+    Claim,
+    ExecutionPage,
+    Lease,
+    ListQuery,
+    LogPage,
+    Place,
+    Quota,
+    Scope,
+)
 
 PATIENCE_SECONDS: Final = ENOUGH_SECONDS
 """How long a wait that has begun outlasts a Redis that is away."""
 
-_PAGE_BYTES: Final = 16 << 20
 _RENEWED_AT_ONCE: Final = 200
 _FRESH: Final = 256
 _UNSURE: Final = 256
@@ -155,7 +164,7 @@ class RedisStateStore:
         statuses = sorted(query.statuses or ExecutionStatus)
         answer = await self._calls.run(
             self._scripts.list,
-            *(key_part(query.principal), session, guide, max(query.limit, 1), query.before or "", _PAGE_BYTES),
+            *(key_part(query.principal), session, guide, max(query.limit, 1), query.before or "", LARGEST_PAGE_BYTES),
             *statuses,
         )
         word, last, found = answer

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from sandbox_core.domain.events import EventDraft, OutputEvent
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, NodeId, Principal, SessionId
 from sandbox_core.domain.status import ExecutionStatus
+
+LARGEST_PAGE_BYTES: Final = 16 << 20
+"""Of a list, as stored. Reading a page keeps the event loop from everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,10 @@ class StateStore(Protocol):
         ...
 
     async def list_page(self, query: ListQuery) -> ExecutionPage:
-        """Return a page, newest first (by id). An unknown `before` still names a position."""
+        """Return a page, newest first (by id). An unknown `before` still names a position.
+
+        A page ends early, with at least one execution, where what is stored of them passes LARGEST_PAGE_BYTES.
+        """
         ...
 
     async def claim(self, execution_id: ExecutionId, node: NodeId, *, lease_seconds: float) -> Claim:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sandbox_core.domain.command import MAX_STDIN_BYTES, Command
 from sandbox_core.domain.execution import Execution
 from sandbox_core.domain.ids import ExecutionId, Principal, SessionId
 from sandbox_core.domain.status import ExecutionStatus
-from sandbox_core.ports.store import ListQuery
+from sandbox_core.ports.store import LARGEST_PAGE_BYTES, ListQuery
 from sandbox_core.testing.samples import NODE, cancelled, ended, exited, pending
 from sandbox_core.testing.store_harness import StoreHarness
 
@@ -46,6 +47,16 @@ class ListingContract:
             if before is None:
                 break
         assert found == _newest_first(executions)
+
+    async def test_a_page_ends_early_where_executions_are_large(self, harness: StoreHarness) -> None:
+        count = LARGEST_PAGE_BYTES // MAX_STDIN_BYTES + 1
+        large = Command(argv=("cat",), stdin=b"x" * MAX_STDIN_BYTES)
+        executions = await _created(harness, count, command=large)
+        first = await harness.store.list_page(ListQuery(_ALICE, limit=count))
+        assert 1 <= len(first.executions) < count
+        second = await harness.store.list_page(ListQuery(_ALICE, limit=count, before=first.next_before))
+        assert [each.id for each in (*first.executions, *second.executions)] == _newest_first(executions)
+        assert second.next_before is None
 
     async def test_the_last_page_says_that_it_is_the_last(self, harness: StoreHarness) -> None:
         await _created(harness, 4)
@@ -104,10 +115,11 @@ async def _created(
     *,
     principal: Principal = _ALICE,
     session_id: SessionId | None = None,
+    command: Command | None = None,
 ) -> list[Execution]:
     made = []
     for _ in range(count):
-        execution = pending(harness.clock, principal=principal, session_id=session_id)
+        execution = pending(harness.clock, principal=principal, session_id=session_id, command=command)
         made.append(await harness.store.create(execution))
         await harness.advance(0.01)
     return made
