@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import anyio
+
 from sandbox_adapters.egress.errors import Refused
 from sandbox_adapters.egress.hosts import host_text
 from sandbox_adapters.egress.ledger import Ledger
@@ -16,6 +18,8 @@ class Gate:
 
     def __init__(self, rules: EgressRules, resolver: Resolver, ledger: Ledger) -> None:
         self.rules = rules
+        self.turn = anyio.Lock()
+        """Held while a head is read: that takes a millisecond, and hundreds can come at the same moment."""
         self._resolver = resolver
         self._ledger = ledger
 

@@ -114,17 +114,22 @@ class HttpFront:
             self._wire.receive_data(first)
         try:
             with anyio.fail_after(self._limits.handshake_timeout_seconds):
-                event = self._next_event()
+                event = await self._event_in_turn()
                 while not isinstance(event, h11.Request):
                     if event is not h11.NEED_DATA:
                         return None
                     self._wire.receive_data(await self._client.receive())
-                    event = self._next_event()
+                    event = await self._event_in_turn()
         except TimeoutError as error:
             raise MalformedRequest("its head did not arrive in time", status=408) from error
         self._request_method = event.method
         check_head(event, self._limits.max_head_bytes)
         return event
+
+    async def _event_in_turn(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return the next event, after a turn for all other tasks since the last one of any connection."""
+        async with self._gate.turn:
+            return self._next_event()
 
     def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         with suppress(h11.RemoteProtocolError):

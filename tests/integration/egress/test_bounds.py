@@ -14,8 +14,6 @@ import anyio.lowlevel
 import pytest
 
 from sandbox_adapters.egress import EgressLimits, EgressProxy, EgressRules
-from sandbox_adapters.egress.errors import EgressFailure
-from sandbox_adapters.egress.http_front import HttpFront
 from tests.integration.egress.conftest import BOUND_SECONDS, Serving
 from tests.integration.egress.origins import PIECE, Origin, scripted_origin
 from tests.integration.egress.test_http import CLOSE, get, status
@@ -397,25 +395,3 @@ async def test_connections_that_keep_nobody_waiting_stay_open(serving: Serving, 
                 await only.receive()
             await ask(only, origin.port)
         assert running.proxy.usage().connections == 1
-
-
-@pytest.mark.parametrize("where", ["head", "body"])
-async def test_what_is_refused_is_not_kept_until_the_client_has_gone(
-    serving: Serving, origin: Origin, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused: list[EgressFailure] = []
-    refuse = HttpFront.refuse
-
-    async def kept(self: HttpFront, failure: EgressFailure) -> bool:
-        refused.append(failure)
-        return await refuse(self, failure)
-
-    monkeypatch.setattr(HttpFront, "refuse", kept)
-    head = f"POST http://origin.test:{origin.port}/ HTTP/1.1\r\nHost: origin.test:{origin.port}\r\n".encode()
-    many = b"x:\r\n" * 10_000 + b"\r\n"
-    if where == "body":
-        head += b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
-    async with serving(ports=[origin.port]) as running:
-        assert b"400" in await running.talk(head + many)
-    (failure,) = refused
-    assert (failure.__cause__, failure.__context__) == (None, None), "it keeps every line of what was refused"
