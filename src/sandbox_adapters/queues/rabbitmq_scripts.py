@@ -258,6 +258,8 @@ return 0
 MISSED: Final = _script("""
 -- ... bucket in which nothing was found, after how many ms what the index has of it is forgotten.
 local at, b = now(), ARGV[3]
+-- Others took the last of it meanwhile. A mark left here would count against what is put there hours later.
+if redis.call('HEXISTS', buckets, b) == 0 then return 0 end
 if redis.call('HSETNX', missed, b, at) == 1 then
   keep()
   return 0
