@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.lowlevel
 
 from sandbox_core.application.endings import unstarted
 from sandbox_core.application.log_view import LogEnds, cut_ends
@@ -49,10 +48,6 @@ LARGEST_READ_EVENTS = 10_000
 """Events of one reading from one end. Each costs about as much as a hundred bytes of output, however small it is."""
 
 LARGEST_PAGE = 200
-LISTED_AT_ONCE = 50
-LISTED_BYTES = 16 << 20
-"""A page is read in parts, between which others have their turn: an execution of the largest stdin takes 4 ms."""
-
 REMEMBERED = 1000
 """How many of the newest submissions a service knows the principals of without asking the store."""
 
@@ -206,21 +201,12 @@ class ExecutionService:
         limit: int = 50,
         before: ExecutionId | None = None,
     ) -> ExecutionPage:
-        """Return the principal's executions, newest first; `limit` is 1 to 200. Pages end early at 16 MiB of stdin."""
+        """Return the principal's executions, newest first; `limit` is 1 to 200."""
         if not 1 <= limit <= LARGEST_PAGE:
             raise InvalidArgument("limit", f"is {limit}; it must be 1 to {LARGEST_PAGE}")
-        found: list[Execution] = []
-        while True:
-            part = min(limit - len(found), LISTED_AT_ONCE)
-            page = await self._store.list_page(
-                ListQuery(principal=principal, session_id=session_id, statuses=statuses, limit=part, before=before)
-            )
-            found += page.executions
-            before = page.next_before
-            is_short = len(page.executions) < part or sum(len(one.command.stdin) for one in found) >= LISTED_BYTES
-            if before is None or is_short or len(found) >= limit:
-                return ExecutionPage(tuple(found), before)
-            await anyio.lowlevel.checkpoint()
+        return await self._store.list_page(
+            ListQuery(principal=principal, session_id=session_id, statuses=statuses, limit=limit, before=before)
+        )
 
     async def read(
         self,
