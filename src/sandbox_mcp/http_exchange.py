@@ -16,7 +16,7 @@ from sandbox_mcp.http_answers import answer_compactly, is_stream
 from sandbox_mcp.http_errors import refuse
 
 _SESSION_HEADER = b"mcp-session-id"
-_PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 1024 * 1024
 _ENDING_SECONDS = 5
 """How long a request waits for the end of one with its id whose answer is on its way out already."""
 

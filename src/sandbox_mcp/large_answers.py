@@ -27,6 +27,10 @@ LARGEST_BODY_BYTES: Final = 40_000_000
 Control characters grow to six times their size in each."""
 
 
+_GROWING: Final = bytes({*range(32), *b'"\\', *range(127, 256)})
+"""Bytes that JSON may write as more than themselves: six at most."""
+
+
 class LargeAnswers:
     """Hands out the places. One is held until the response is sent, or its client is gone."""
 
@@ -54,6 +58,14 @@ def fitting_bytes(view: ExecutionView, wishes: Wishes) -> int | None:
     forms = 1 + wishes.text + wishes.events
     if view.output_bytes <= 1 or 6 * forms * view.output_bytes <= LARGEST_BODY_BYTES or wishes.encoding != "text":
         return None
-    shown = (item.event for item in (*view.head, *view.tail) if item.event.kind.is_output)
-    size = forms * sum(len(json.dumps(event.data.decode("utf-8", "replace"))) for event in shown)
+    shown = [item.event.data for item in (*view.head, *view.tail) if item.event.kind.is_output]
+    if forms * sum(map(_longest, shown)) <= LARGEST_BODY_BYTES:
+        return None
+    size = forms * sum(len(json.dumps(data.decode("utf-8", "replace"))) for data in shown)
     return None if size <= LARGEST_BODY_BYTES else max(1, view.output_bytes * LARGEST_BODY_BYTES // size)
+
+
+def _longest(data: bytes) -> int:
+    """Return how long data is in JSON at most: quickly, since ordinary text hardly grows."""
+    plain = len(data.translate(None, _GROWING))
+    return 2 + plain + 6 * (len(data) - plain)

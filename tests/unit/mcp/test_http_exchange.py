@@ -143,7 +143,7 @@ async def get(app: ASGIApp, send: Send) -> None:
 
 
 async def test_a_long_body_is_sent_in_pieces_and_whole() -> None:
-    body = bytes(range(256)) * 4096
+    body = bytes(range(256)) * 4096 * 3 + b"end"
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
