@@ -38,12 +38,9 @@ class Exchange:
     """Set when the response is complete, or given up."""
     handlers: int = 0
     """Calls of this request that are still being handled; an older client's go on after a disconnect."""
-    free_id: Callable[[], None] | None = None
-    """Lets the session use the id of this request again; set when it was answered before its last handler ended."""
-    let_go: Callable[[], None] | None = None
-    """Tells that the body is held no longer; set when it was answered before its last handler ended. See BoundBody."""
     leave: Callable[[], None] | None = None
     """Gives back the place of a large answer, once it is sent or given up; None without one. See LargeAnswers."""
+    _afterwards: list[Callable[[], None]] = field(default_factory=list)
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -54,10 +51,16 @@ class Exchange:
         finally:
             self.handlers -= 1
             if not self.handlers:
-                for told in (self.free_id, self.let_go):
-                    if told is not None:
-                        told()
-                self.let_go = None
+                told, self._afterwards = self._afterwards, []
+                for tell in told:
+                    tell()
+
+    def when_handled(self, tell: Callable[[], None]) -> None:
+        """Call it when the last handler has ended: now, when none is at work."""
+        if self.handlers:
+            self._afterwards.append(tell)
+        else:
+            tell()
 
 
 @dataclass(frozen=True, slots=True)

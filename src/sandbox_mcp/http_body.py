@@ -96,8 +96,8 @@ class BoundBody:
         finally:
             exchange = scope.get(EXCHANGE_KEY)
             let_go = partial(self._let_go, principal, size)
-            if isinstance(exchange, Exchange) and exchange.handlers:
-                exchange.let_go = let_go
+            if isinstance(exchange, Exchange):
+                exchange.when_handled(let_go)
             else:
                 let_go()
 

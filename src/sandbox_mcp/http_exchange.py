@@ -127,10 +127,8 @@ class TrackExchanges:
                     await answer_compactly(self._app, scope, replay, send)
         finally:
             exchange.answered.set()
-            if key is not None and exchange.handlers:
-                exchange.free_id = partial(self._free, key, exchange)
-            elif key is not None:
-                self._free(key, exchange)
+            if key is not None:
+                exchange.when_handled(partial(self._free, key, exchange))
 
     def _free(self, key: tuple[bytes, str], exchange: Exchange) -> None:
         if self._used.get(key) is exchange:

@@ -30,7 +30,7 @@ async def stdio_transport(*, max_line_bytes: int, answer_seconds: float) -> Asyn
     """Yield the streams of the one connection. While it lasts, fd 0 is empty and fd 1 is stderr.
 
     Args:
-        max_line_bytes: longest message; a longer one is answered as malformed.
+        max_line_bytes: longest message; a longer one is dropped, as is one that is no message: neither has an answer.
         answer_seconds: how long, after the end of input, calls may take until they are answered; not waited for when
             nobody can read an answer any more.
     """

@@ -249,13 +249,11 @@ async def test_leaving_the_runner_ends_what_still_runs(anyio_backend: str, base:
     assert os.listdir(base) == []
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has cancel scopes alone
 @pytest.mark.parametrize("names", [(), ("a.example",)])
 async def test_asyncio_s_own_cancellation_while_a_process_is_left_keeps_no_descriptor_open(
-    runner: BubblewrapRunner, anyio_backend: str, token: str, names: tuple[str, ...]
+    runner: BubblewrapRunner, token: str, names: tuple[str, ...]
 ) -> None:
-    if anyio_backend != "asyncio":
-        return  # trio has cancel scopes alone
-
     async def start_and_leave() -> None:
         command = Command(argv=("sleep", token), interactive=True)
         async with runner.start(replace(launch_of(command), policy=policy)):
@@ -275,9 +273,8 @@ async def test_asyncio_s_own_cancellation_while_a_process_is_left_keeps_no_descr
             await anyio.sleep(0.01)
 
 
-async def test_a_second_interrupt_ends_a_program_of_asyncio_at_once(anyio_backend: str, base: str, token: str) -> None:
-    if anyio_backend != "asyncio":
-        return  # trio has cancel scopes alone
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has cancel scopes alone
+async def test_a_second_interrupt_ends_a_program_of_asyncio_at_once(base: str, token: str) -> None:
     argv = [sys.executable, "-c", _INTERRUPTED, token]
     with anyio.fail_after(_BOUND_SECONDS):
         async with await anyio.open_process(argv, env={**os.environ, "TMPDIR": base}, stderr=None) as program:
